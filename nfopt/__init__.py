@@ -1,0 +1,1 @@
+"""nfopt: a neural functional optimizer and editor for PyTorch training loops."""
