@@ -1,0 +1,21 @@
+"""Recipes: strict YAML files that drive every job."""
+
+from nfopt.recipe.job import JOBS, Job, JobResult, Recipe, RunContext, Table, job
+from nfopt.recipe.run import LoadedRecipe, Outcome, load_recipe, recipe_faults, run_recipe
+from nfopt.recipe.source import Fault
+
+__all__ = [
+    "JOBS",
+    "Fault",
+    "Job",
+    "JobResult",
+    "LoadedRecipe",
+    "Outcome",
+    "Recipe",
+    "RunContext",
+    "Table",
+    "job",
+    "load_recipe",
+    "recipe_faults",
+    "run_recipe",
+]
