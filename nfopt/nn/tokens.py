@@ -1,0 +1,104 @@
+"""TokenNetwork: from statistics of rows, columns and tensors to decisions per row, column and tensor.
+
+Weights are shared by role, so that one network serves every architecture and width. Neurons speak across
+tensors through their tokens (`nfopt.weightspace.Incidence`). Written as pure functions of a flat dictionary
+of weights, so that many perturbed copies run side by side under `torch.func.vmap`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nfopt.weightspace.incidence import Incidence
+
+
+@dataclass(frozen=True)
+class TokenNetwork:
+    """A role-tied network over entries (rows and columns), tokens (neurons) and tensors.
+
+    With entry features e and tensor features t:
+
+        h      = tanh(A_side e + B t)                         per entry
+        token  = u + tanh(C u),  u = mean of h over the entries of the neuron
+        back   = mean of token over the neurons of the entry  per entry
+        s      = tanh(D [t, mean_out back, mean_in back])     per tensor
+        outputs: O s per tensor; g_side [h, back] per entry, centred over each tensor's side
+
+    Cost: O(entries x hidden^2), independent of the number of parameters.
+
+    Attributes:
+        entry_features: channels per row or column.
+        tensor_features: channels per tensor.
+        tensor_outputs: decisions per tensor.
+        hidden: width of every hidden layer.
+        couple: False leaves the tokens out, so that tensors do not hear of each other (an ablation).
+    """
+
+    entry_features: int
+    tensor_features: int
+    tensor_outputs: int
+    hidden: int = 8
+    couple: bool = True
+
+    def init(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Draw the weights: hidden layers scaled by fan-in, output layers at zero."""
+        h = self.hidden
+
+        def scaled(out_size: int, in_size: int) -> Tensor:
+            return torch.randn(out_size, in_size, generator=generator) / in_size**0.5
+
+        return {
+            "entry": torch.stack([scaled(h, self.entry_features) for _ in range(2)]),
+            "entry_from_tensor": scaled(h, self.tensor_features),
+            "entry_bias": torch.zeros(2, h),
+            "token": scaled(h, h),
+            "tensor": scaled(h, self.tensor_features + 2 * h),
+            "tensor_bias": torch.zeros(h),
+            "tensor_output": torch.zeros(self.tensor_outputs, h),
+            "tensor_output_bias": torch.zeros(self.tensor_outputs),
+            "entry_output": torch.zeros(2, 2 * h),
+        }
+
+    def __call__(
+        self,
+        theta: dict[str, Tensor],
+        incidence: Incidence,
+        entry_features: Float[Tensor, "entries features"],
+        tensor_features: Float[Tensor, "tensors features"],
+    ) -> tuple[Float[Tensor, "tensors outputs"], Float[Tensor, " entries"]]:
+        """Return the unbounded decisions per tensor and per entry."""
+        side = incidence.entry_side
+        is_out = (side == 0)[:, None]
+        from_entry = torch.where(
+            is_out, entry_features @ theta["entry"][0].T, entry_features @ theta["entry"][1].T
+        )
+        from_tensor = (tensor_features @ theta["entry_from_tensor"].T)[incidence.entry_tensor]
+        hidden = torch.tanh(from_entry + from_tensor + theta["entry_bias"][side])
+        if self.couple:
+            token = _mean_into(hidden[incidence.edge_entry], incidence.edge_token, incidence.token_degree)
+            token = token + torch.tanh(token @ theta["token"].T)
+            back = _mean_into(token[incidence.edge_token], incidence.edge_entry, incidence.entry_degree)
+        else:
+            back = hidden + torch.tanh(hidden @ theta["token"].T)
+        pooled = _mean_into(back, incidence.entry_pool, incidence.pool_degree)
+        pooled = pooled.reshape(len(incidence.names), 2 * self.hidden)
+        summary = torch.cat([tensor_features, pooled], dim=-1)
+        summary = torch.tanh(summary @ theta["tensor"].T + theta["tensor_bias"])
+        outputs = summary @ theta["tensor_output"].T + theta["tensor_output_bias"]
+
+        both = torch.cat([hidden, back], dim=-1)
+        gain = torch.where(
+            is_out, both @ theta["entry_output"][0, :, None], both @ theta["entry_output"][1, :, None]
+        )
+        centre = _mean_into(gain, incidence.entry_pool, incidence.pool_degree)
+        return outputs, (gain - centre[incidence.entry_pool])[:, 0]
+
+
+def _mean_into(
+    values: Float[Tensor, "items channels"], index: Int[Tensor, " items"], degree: Int[Tensor, "places 1"]
+) -> Float[Tensor, "places channels"]:
+    """Average `values` over the items that share an index; places without items get 0."""
+    total = values.new_zeros(len(degree), values.shape[-1]).index_add(0, index, values)
+    return total / degree.clamp(min=1)

@@ -1,0 +1,50 @@
+"""Controls: the learned rule's decisions per tensor, row and column, bounded around the nominal optimizer."""
+
+from dataclasses import dataclass
+from math import log
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+CONTROL_NAMES = ("log_step", "fast_share", "adam_weight", "factored_weight", "log_decay")
+NOMINAL = (0.0, 0.5, 0.0, 0.0, 0.0)
+REACH = (2.0, 0.75, 0.75, 0.75, 2.0)
+GAIN_REACH = log(2.0)
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the rule decides for one step.
+
+    Attributes:
+        log_step: [tensors] log factor on the nominal step, within +-2 (x1/7.4 to x7.4).
+        fast_share: [tensors] share of the fast momentum, nominally 0.5, within -0.25 to 1.25.
+        adam_weight: [tensors] weight of the Adam direction beside the tensor's own, within +-0.75.
+        factored_weight: [tensors] weight of the factored direction, within +-0.75.
+        log_decay: [tensors] log factor on the weight decay, within +-2.
+        gain: [entries] factor per row and per column, within 1/2 to 2.
+    """
+
+    log_step: Float[Tensor, " tensors"]
+    fast_share: Float[Tensor, " tensors"]
+    adam_weight: Float[Tensor, " tensors"]
+    factored_weight: Float[Tensor, " tensors"]
+    log_decay: Float[Tensor, " tensors"]
+    gain: Float[Tensor, " entries"]
+
+
+def bound(
+    outputs: Float[Tensor, "tensors 5"],
+    entry_outputs: Float[Tensor, " entries"],
+    trust: Float[Tensor, " tensors"],
+    entry_trust: Float[Tensor, " entries"],
+) -> Controls:
+    """Turn the network's outputs into controls: nominal + trust x reach x tanh(output).
+
+    Zero outputs, or zero trust, give the nominal optimizer.
+    """
+    reach = outputs.new_tensor(REACH)
+    values = outputs.new_tensor(NOMINAL) + trust[:, None] * reach * torch.tanh(outputs)
+    gain = torch.exp(entry_trust * GAIN_REACH * torch.tanh(entry_outputs))
+    return Controls(*values.unbind(-1), gain=gain)
