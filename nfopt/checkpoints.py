@@ -59,7 +59,9 @@ def digest_of(theta: Mapping[str, Tensor]) -> str:
 
 def bundled_names() -> list[str]:
     """Return the names of the checkpoints that come with the package."""
-    return sorted(f.name.removesuffix(".safetensors") for f in BUNDLED.iterdir() if f.name.endswith(".safetensors"))
+    return sorted(
+        f.name.removesuffix(".safetensors") for f in BUNDLED.iterdir() if f.name.endswith(".safetensors")
+    )
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, *, overwrite: bool = False) -> None:
@@ -109,14 +111,14 @@ def _read(path: Path, name: str, kind: str) -> Checkpoint:
             theta = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{name} cannot be read as safetensors ({error}); it is truncated or not a checkpoint. Copy it again."
+            f"{name} cannot be read ({error}): it is truncated, or no safetensors file. Copy it again."
         ) from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{name} is a safetensors file, but not an nfopt checkpoint (no format mark).")
     if metadata.get("version") != str(FORMAT_VERSION):
         raise CheckpointError(
-            f"{name} has format version {metadata.get('version')!r}; this nfopt reads version {FORMAT_VERSION}. "
-            "Use the nfopt that wrote it, or train it again from its recipe."
+            f"{name} has format version {metadata.get('version')!r}; this nfopt reads version "
+            f"{FORMAT_VERSION}. Use the nfopt that wrote it, or train it again from its recipe."
         )
     if metadata.get("kind") != kind:
         raise CheckpointError(f"{name} holds a checkpoint of kind {metadata.get('kind')!r}, not {kind!r}.")

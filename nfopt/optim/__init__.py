@@ -1,5 +1,7 @@
 """The learned optimizer: a pure update rule, and the torch.optim.Optimizer around it."""
 
+from nfopt.optim.nfoptimizer import GuardReport, NFOptimizer
 from nfopt.optim.rule import LearnedUpdateRule, RuleConfig
+from nfopt.optim.spec_source import NfoptWarning
 
-__all__ = ["LearnedUpdateRule", "RuleConfig"]
+__all__ = ["GuardReport", "LearnedUpdateRule", "NFOptimizer", "NfoptWarning", "RuleConfig"]

@@ -60,7 +60,7 @@ def pool(squares: Float[Tensor, "..."], layout: MatrixLayout) -> Pooled:
 
 
 def static_features(
-    spec: PermutationSpec, incidence: Incidence, matrices: set[str]
+    spec: PermutationSpec, incidence: Incidence, matrices: frozenset[str]
 ) -> Float[Tensor, "tensors 8"]:
     """Return the tensor features that never change: from "depth" to "one" in TENSOR_FEATURES."""
     table = []

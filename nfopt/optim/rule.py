@@ -261,7 +261,12 @@ class LearnedUpdateRule:
         return moves
 
     def _scale(
-        self, moves: list[Tensor], weights: list[Tensor], controls: Controls, scale: Tensor, decay: Sequence[float]
+        self,
+        moves: list[Tensor],
+        weights: list[Tensor],
+        controls: Controls,
+        scale: Tensor,
+        decay: Sequence[float],
     ) -> list[Tensor]:
         """Return the updates: directions with step sizes and gains, and the decoupled weight decay."""
         updates = []

@@ -1,0 +1,113 @@
+"""Where an optimizer's permutation spec comes from: example inputs, the first forward pass, or nowhere.
+
+Nothing is traced on the hot path: a hook notes the first forward's inputs, and the trace runs once, on
+tensors without data, when the first step asks for the spec.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from nfopt.errors import NfoptError, TraceError
+from nfopt.symmetry import PermutationSpec, trace_permutation_spec
+
+
+class NfoptWarning(UserWarning):
+    """Something that the optimizer does differently from what its user may expect, said once."""
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the model inside DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+            module = inner
+        else:
+            return module
+
+
+class SpecSource:
+    """Supplies the spec of a model, tracing it at most once.
+
+    Args:
+        model: the model, bare or wrapped, or None when only parameters are known.
+        example_inputs: inputs as for `trace_permutation_spec`; then the trace runs at once.
+
+    Raises:
+        TraceError: the model cannot be traced with `example_inputs`.
+    """
+
+    def __init__(self, model: nn.Module | None, example_inputs: Any = None) -> None:
+        self._model = None if model is None else unwrap(model)
+        self._spec: PermutationSpec | None = None
+        self._noted: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._hook: Any = None
+        if self._model is None:
+            return
+        if example_inputs is not None:
+            self._spec = trace_permutation_spec(self._model, example_inputs)
+        else:
+            self._hook = self._model.register_forward_pre_hook(
+                torch.compiler.disable(self._note), with_kwargs=True
+            )
+
+    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._noted is None:
+            self._noted = tree_map(_without_data, args), tree_map(_without_data, kwargs)
+        self._release_hook()
+
+    def _release_hook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def spec(self, shapes: Mapping[str, tuple[int, ...]]) -> PermutationSpec:
+        """Return the spec that covers the named tensors, uncoupled where nothing better is known.
+
+        Warns once when tensors stay uncoupled: the rule then sees no neurons shared between tensors.
+        """
+        if self._spec is None:
+            self._release_hook()
+            self._spec = self._trace()
+        missing = {name: shape for name, shape in shapes.items() if _shape_in(self._spec, name) != shape}
+        if missing:
+            loose = PermutationSpec.uncoupled(missing)
+            kept = {n: e for n, e in self._spec.tensors.items() if n not in missing}
+            aliases = {n: t for n, t in self._spec.aliases.items() if n not in missing and t in kept}
+            self._spec = PermutationSpec(
+                {**kept, **loose.tensors}, self._spec.fixed, aliases, self._spec.unruled
+            )
+        return self._spec
+
+    def _trace(self) -> PermutationSpec:
+        reason = "it was given parameters without their model; pass the model to couple them"
+        if self._model is not None and self._noted is None:
+            reason = "no forward pass of the model was seen before the first step; pass example_inputs"
+        elif self._model is not None and self._noted is not None:
+            args, kwargs = tree_map(_zeros, self._noted)
+            try:
+                return trace_permutation_spec(self._model, (args, kwargs) if kwargs else args)
+            except TraceError as error:
+                reason = f"the model could not be traced: {error}"
+            except NfoptError as error:
+                reason = f"its symmetry could not be derived: {error}"
+        warnings.warn(f"NFOptimizer treats every tensor on its own: {reason}", NfoptWarning, stacklevel=4)
+        return PermutationSpec({})
+
+
+def _shape_in(spec: PermutationSpec, name: str) -> tuple[int, ...] | None:
+    entry = spec.tensors.get(spec.aliases.get(name, name))
+    return None if entry is None else entry.shape
+
+
+def _without_data(value: Any) -> Any:
+    return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, Tensor) else value
+
+
+def _zeros(value: Any) -> Any:
+    return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
