@@ -1,0 +1,62 @@
+"""Selection: how a theta does on a fixed set of longer, held-out trainings, against the nominal rule."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from nfopt.meta.family import TaskFamily
+from nfopt.meta.seeds import derive_seed, generator
+from nfopt.meta.slot import RuleFactory
+from nfopt.meta.task import Task, TaskConfig
+from nfopt.meta.theta import ThetaLayout
+from nfopt.meta.unroll import Objective, TruncatedUnroll
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """A fixed set of trainings to choose a theta by.
+
+    Attributes:
+        tasks: the trainings.
+        rules: builds the update rule for a task.
+        layout: how theta splits into the rule's tensors.
+        objective: the meta-loss, over whole trainings.
+        instances: instances per task.
+        seed: the seed of the instances.
+    """
+
+    tasks: tuple[TaskConfig, ...]
+    rules: RuleFactory
+    layout: ThetaLayout
+    objective: Objective
+    instances: int
+    seed: int
+
+    def losses(self, thetas: Sequence[Tensor]) -> Tensor:
+        """Train every task under each theta, side by side on the same batches.
+
+        Args:
+            thetas: vectors (meta-parameters,).
+
+        Returns:
+            (thetas, tasks): meta-losses, averaged over instances.
+        """
+        columns = []
+        for index, config in enumerate(self.tasks):
+            task = Task.make(config)
+            seeds = [derive_seed(self.seed, "selection", index, i) for i in range(self.instances)]
+            unroll = TruncatedUnroll(task, self.rules(task), self.layout, seeds, self.objective)
+            copies = torch.cat([theta.expand(self.instances, -1) for theta in thetas])
+            ran = unroll.run(copies, unroll.start().repeated(len(thetas)), unroll.horizon)
+            columns.append(ran.losses.reshape(len(thetas), self.instances).mean(1))
+        return torch.stack(columns, 1)
+
+
+def longer_tasks(
+    family: TaskFamily, count: int, seed: int, horizon_factor: int = 5
+) -> tuple[TaskConfig, ...]:
+    """Draw `count` tasks of `family` from seeds of their own, with `horizon_factor` times their horizon."""
+    drawn = [family.sample(generator(seed, "selection task", index)) for index in range(count)]
+    return tuple(replace(config, horizon=config.horizon * horizon_factor) for config in drawn)

@@ -1,0 +1,63 @@
+"""Where tasks draw their images: nfopt's data sets at a small size, and a synthetic one."""
+
+from functools import lru_cache
+
+import torch
+
+from nfopt.data import DATA_SETS, ImageData, Split, load_data
+from nfopt.errors import DataError, unknown_name
+from nfopt.meta.seeds import generator
+
+HELD_OUT = ("fashion_mnist", "cifar10")
+TEACHER = "teacher"
+
+
+def source_names() -> list[str]:
+    """Return the names that `load_source` knows."""
+    return sorted([*DATA_SETS, TEACHER])
+
+
+@lru_cache(maxsize=16)
+def load_source(name: str, side: int) -> ImageData:
+    """Return the source `name` with square images of `side` pixels, standardised.
+
+    Raises:
+        UnknownNameError: no such source.
+        DataError: the data set is not on this machine.
+    """
+    if name not in source_names():
+        raise unknown_name("source", name, source_names(), where="a task")
+    return _teacher(side) if name == TEACHER else load_data(name, resize=side)
+
+
+def _teacher(side: int) -> ImageData:
+    """Return Gaussian images with a power-law spectrum, labelled by a random two-layer network: 10 classes.
+
+    Needs no data set and has nothing in common with photographs, so it keeps the rule from fitting digits.
+    """
+    draw = generator(TEACHER, side)
+    pixels, count = side * side, 12_000
+    spectrum = torch.arange(1, pixels + 1).float().pow(-0.5)
+    basis = torch.linalg.qr(torch.randn(pixels, pixels, generator=draw))[0]
+    flat = (torch.randn(count, pixels, generator=draw) * spectrum) @ basis
+    flat = flat / flat.std()
+    hidden = torch.tanh(3 * flat @ torch.randn(pixels, 32, generator=draw) * pixels**-0.5)
+    scores = hidden @ torch.randn(32, 10, generator=draw)
+    labels = ((scores - scores.mean(0)) / scores.std(0)).argmax(1)
+    whole = Split(flat.reshape(count, 1, side, side), labels)
+    train, val, test = (whole[torch.arange(a, b)] for a, b in ((0, 8000), (8000, 10_000), (10_000, count)))
+    return ImageData(TEACHER, train, val, test, classes=10)
+
+
+def require_trainable(name: str) -> str:
+    """Return `name` unless it is held out for evaluation.
+
+    Raises:
+        DataError: meta-training on it would leak the evaluation's data.
+    """
+    if name in HELD_OUT:
+        raise DataError(
+            f"{name!r} is held out: it may be evaluated on but not meta-trained on. "
+            f"Train on {', '.join(n for n in source_names() if n not in HELD_OUT)}."
+        )
+    return name
