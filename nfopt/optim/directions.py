@@ -83,7 +83,7 @@ def factored(
     """
     if cols is None:
         return unit_rms(momentum)
-    scale = (rows.sqrt() * cols.sqrt()).sqrt()
+    scale = rows.sqrt() * cols.sqrt()
     return unit_rms(momentum / (scale + 1e-8 * scale.mean() + TINY))
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from nfopt.errors import NfoptError, TraceError
-from nfopt.symmetry import PermutationSpec, trace_permutation_spec
+from nfopt.symmetry import PermutationSpec
+from nfopt.symmetry.trace import trace_permutation_spec
 
 
 class NfoptWarning(UserWarning):
@@ -52,9 +53,8 @@ class SpecSource:
         if example_inputs is not None:
             self._spec = trace_permutation_spec(self._model, example_inputs)
         else:
-            self._hook = self._model.register_forward_pre_hook(
-                torch.compiler.disable(self._note), with_kwargs=True
-            )
+            note: Any = torch.compiler.disable(fn=self._note)
+            self._hook = self._model.register_forward_pre_hook(note, with_kwargs=True)
 
     def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._noted is None:
