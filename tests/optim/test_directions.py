@@ -1,0 +1,90 @@
+"""Update directions: scale, equivariance and agreement with their textbook forms."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfopt.optim import directions
+from nfopt.optim.directions import MomentumRates
+from nfopt.optim.observations import pool
+from nfopt.symmetry import PermutationSpec
+from nfopt.weightspace.incidence import MatrixLayout
+
+RATES = MomentumRates()
+
+
+def rms(tensor: torch.Tensor) -> float:
+    return float(tensor.square().mean().sqrt())
+
+
+def layout_of(*shape: int) -> MatrixLayout:
+    return MatrixLayout.of(PermutationSpec.uncoupled({"w": shape}).tensors["w"])
+
+
+@given(seed=st.integers(0, 2**31), log_scale=st.floats(-8, 8))
+def test_every_direction_has_rms_one_whatever_the_gradients_scale(seed: int, log_scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    momentum = torch.randn(3, 5, 2, 2, generator=generator) * 10**log_scale
+    second = momentum.square() * (1 + torch.rand(3, 5, 2, 2, generator=generator))
+    layout = layout_of(3, 5, 2, 2)
+    pooled = pool(second, layout)
+    for direction in (
+        directions.adam(momentum, second),
+        directions.factored(momentum, pooled.rows, pooled.cols),
+        directions.orthogonal([momentum], [layout])[0],
+    ):
+        assert rms(direction) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_zero_gradient_gives_zero_directions() -> None:
+    zero = torch.zeros(3, 5)
+    pooled = pool(zero, layout_of(3, 5))
+    assert not directions.adam(zero, zero).any()
+    assert not directions.factored(zero, pooled.rows, pooled.cols).any()
+    assert not directions.orthogonal([zero], [layout_of(3, 5)])[0].any()
+
+
+def test_adam_matches_torch_adam_up_to_its_scale() -> None:
+    param = torch.nn.Parameter(torch.zeros(3, 5, dtype=torch.float64))
+    reference = torch.optim.Adam([param], lr=1.0, betas=(RATES.slow, RATES.second), eps=1e-30)
+    slow = second = torch.zeros_like(param)
+    for seed in range(4):
+        grad = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        slow = torch.lerp(slow, grad, 1 - RATES.slow)
+        second = torch.lerp(second, grad.square(), 1 - RATES.second)
+        before = param.detach().clone()
+        param.grad = grad
+        reference.step()
+    moved = before - param.detach()
+    assert torch.allclose(directions.adam(slow, second), directions.unit_rms(moved), atol=1e-7)
+
+
+def test_factored_equals_adam_when_the_second_moment_has_rank_one() -> None:
+    rows, cols = torch.rand(3, 1) + 0.5, torch.rand(1, 5) + 0.5
+    momentum = torch.randn(3, 5)
+    pooled = pool(rows * cols, layout_of(3, 5))
+    expected = directions.adam(momentum, rows * cols)
+    assert torch.allclose(directions.factored(momentum, pooled.rows, pooled.cols), expected, atol=1e-5)
+
+
+def test_lookahead_is_the_nesterov_momentum_of_the_chosen_rate() -> None:
+    grads = [torch.randn(3, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(3)]
+    slow = fast = torch.zeros(3, dtype=torch.float64)
+    for grad in grads:
+        slow, fast = torch.lerp(slow, grad, 1 - RATES.slow), torch.lerp(fast, grad, 1 - RATES.fast)
+    step = torch.tensor(3.0, dtype=torch.float64)
+    for share, momentum, rate in ((0.0, slow, RATES.slow), (1.0, fast, RATES.fast)):
+        expected = rate * momentum / (1 - rate**3) + (1 - rate) * grads[-1]
+        mixed = directions.lookahead(grads[-1], slow, fast, torch.tensor(share), step, RATES)
+        assert torch.allclose(mixed, expected)
+
+
+def test_tensors_of_one_shape_are_orthogonalised_as_if_alone() -> None:
+    momenta = [torch.randn(3, 5), torch.randn(7, 2), torch.randn(3, 5), torch.randn(3, 5, 1, 1)]
+    layouts = [layout_of(*m.shape) for m in momenta]
+    together = directions.orthogonal(momenta, layouts)
+    for i, direction in enumerate(together):
+        alone = directions.orthogonal([momenta[i]], [layouts[i]])[0]
+        assert direction.shape == momenta[i].shape
+        assert torch.allclose(direction, alone, atol=1e-5)

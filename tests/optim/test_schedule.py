@@ -1,0 +1,37 @@
+"""The built-in schedule."""
+
+import pytest
+import torch
+
+from nfopt.errors import OptimizerError
+from nfopt.optim.schedule import FINAL, Schedule, linear_schedule
+
+
+def test_it_rises_then_falls_to_the_final_step_size_and_stays_there() -> None:
+    schedule = Schedule(1000)
+    factors = [schedule.factor(step) for step in range(1200)]
+    top = factors.index(max(factors))
+    assert top == 19
+    assert all(a < b for a, b in zip(factors[:top], factors[1 : top + 1], strict=True))
+    assert all(a >= b for a, b in zip(factors[top:], factors[top + 1 :], strict=False))
+    assert factors[999] == pytest.approx(FINAL)
+    assert factors[1199] == factors[999]
+
+
+def test_tensor_and_python_schedules_agree() -> None:
+    schedule = Schedule(37)
+    for step in range(37):
+        progress = torch.tensor(schedule.progress(step), dtype=torch.float64)
+        assert float(linear_schedule(progress)) == pytest.approx(schedule.factor(step), rel=1e-12)
+
+
+def test_without_an_end_the_step_size_stays_constant_after_warm_up() -> None:
+    schedule = Schedule(None)
+    assert schedule.factor(0) == pytest.approx(0.01)
+    assert schedule.factor(99) == schedule.factor(10**6) == 1.0
+
+
+@pytest.mark.parametrize("total", [0, -3, 2.5, True, "many"])
+def test_a_total_that_is_no_positive_integer_is_refused(total: object) -> None:
+    with pytest.raises(OptimizerError, match="total_steps"):
+        Schedule(total)  # type: ignore[arg-type]
