@@ -2,5 +2,24 @@
 
 from nfopt.symmetry.axes import Atom, Axis, Prod, Sum
 from nfopt.symmetry.spec import Permutation, PermutationSpec, TensorAxes
+from nfopt.symmetry.summary import FixedRow, GroupRow, fixed_rows, group_rows
+from nfopt.symmetry.trace import trace_permutation_spec
+from nfopt.symmetry.verify import NegativeControl, VerificationReport, verify
 
-__all__ = ["Atom", "Axis", "Permutation", "PermutationSpec", "Prod", "Sum", "TensorAxes"]
+__all__ = [
+    "Atom",
+    "Axis",
+    "FixedRow",
+    "GroupRow",
+    "NegativeControl",
+    "Permutation",
+    "PermutationSpec",
+    "Prod",
+    "Sum",
+    "TensorAxes",
+    "VerificationReport",
+    "fixed_rows",
+    "group_rows",
+    "trace_permutation_spec",
+    "verify",
+]

@@ -82,8 +82,8 @@ class PermutationSpec:
         for name, shape in shapes.items():
             sizes = tuple(shape)
             axes = tuple(Atom(f"{name}[{d}]", n) if n != 1 else UNIT for d, n in enumerate(sizes))
-            dims: tuple[DimRole, ...] = ("out",) if len(sizes) == 1 else ("out", "in")[: len(sizes)]
-            dims += ("kernel",) * (len(sizes) - len(dims))
+            leading: tuple[DimRole, ...] = ("out", "in")
+            dims = leading[: len(sizes)] + ("kernel",) * (len(sizes) - 2)
             role: Role = "bias" if len(sizes) <= 1 else "linear" if len(sizes) == 2 else "conv"
             tensors[name] = TensorAxes(axes, role=role, dims=dims)
         return cls(tensors)

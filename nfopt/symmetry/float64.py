@@ -1,0 +1,151 @@
+"""A randomised float64 copy of a module that can be run again and again with other weights."""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nfopt.symmetry.skeleton import Skeleton, copy_module, describe_arguments, example_arguments, unwrap
+from nfopt.symmetry.spec import PermutationSpec, TensorAxes
+
+WIDE = {torch.complex64: torch.complex128, torch.complex32: torch.complex128}
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return a floating or complex tensor in double precision, any other as it is."""
+    if tensor.is_floating_point():
+        return tensor.double()
+    return tensor.to(WIDE.get(tensor.dtype, tensor.dtype))
+
+
+class RandomisedModule:
+    """A float64 copy with all parameters and statistics drawn anew, at scales that let every path be seen.
+
+    Attributes:
+        base: the drawn tensors by name; zero-initialised gains and scales among them are of order one.
+        promoted: operations that asked for less precision, which they did not get.
+    """
+
+    def __init__(
+        self, module: nn.Module, spec: PermutationSpec, example_inputs: Any, generator: torch.Generator
+    ):
+        args, kwargs = example_arguments(example_inputs)
+        self.description = f"{type(unwrap(module)).__name__}{describe_arguments(args, kwargs)}"
+        self._args, self._kwargs = pytree.tree_map(lambda leaf: _input(leaf, generator), (args, kwargs))
+
+        def replace(name: str, tensor: Tensor) -> Tensor:
+            entry = spec.tensors.get(name)
+            if entry is None:
+                return widened(tensor.detach().cpu().clone())
+            return _draw(name, tensor, entry, generator)
+
+        self.skeleton: Skeleton = copy_module(module, replace)
+        self.base = {name: tensor.detach().clone() for name, tensor in self.skeleton.tensors.items()}
+        self.promoted: dict[str, None] = {}
+        self._state = [(part, _snapshot(part)) for part in self.skeleton.module.modules()]
+
+    def run(self, changed: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """Return the tensors that the copy computes with the base tensors, some of them changed."""
+        for part, state in self._state:
+            # What a forward pass stored on its module may come from other weights.
+            part.__dict__.clear()
+            part.__dict__.update(_snapshot_of(state))
+        changed = changed or {}
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            for name, tensor in self.skeleton.tensors.items():
+                tensor.copy_(changed.get(name, self.base[name]))
+            args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (self._args, self._kwargs))
+            fast_path = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+            try:
+                with _Promoting(self.promoted):
+                    outputs = self.skeleton.module(*args, **kwargs)
+            finally:
+                torch.backends.mha.set_fastpath_enabled(fast_path)
+        return [leaf.clone() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+class _Promoting(TorchDispatchMode):
+    """Computes in double precision whatever is asked for in less."""
+
+    def __init__(self, promoted: dict[str, None]) -> None:
+        super().__init__()
+        self.promoted = promoted
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        dtype = kwargs.get("dtype")
+        if isinstance(dtype, torch.dtype) and dtype != _wide(dtype):
+            kwargs["dtype"] = _wide(dtype)
+            if any(isinstance(arg, Tensor) and arg.dtype == _wide(dtype) for arg in args):
+                self.promoted[str(func._overloadpacket)] = None
+        if not func._schema.is_mutable:
+            args, kwargs = pytree.tree_map_only(Tensor, _widen_if_narrow, (args, kwargs))
+        result = func(*args, **kwargs)
+        return result if func._schema.is_mutable else pytree.tree_map_only(Tensor, _widen_if_narrow, result)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype.is_floating_point else WIDE.get(dtype, dtype)
+
+
+def _widen_if_narrow(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == _wide(tensor.dtype) else tensor.to(_wide(tensor.dtype))
+
+
+def _input(leaf: Any, generator: torch.Generator) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    leaf = widened(leaf)
+    if leaf.is_floating_point() and leaf.numel() > 1 and bool((leaf == leaf.flatten()[0]).all()):
+        # Constant inputs stand for their shape, and would leave much of the model untested.
+        return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
+    return leaf
+
+
+def _draw(name: str, tensor: Tensor, entry: TensorAxes, generator: torch.Generator) -> Tensor:
+    """Draw one tensor around the customary value of its role."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor.detach().cpu().clone()
+    dtype = _wide(tensor.dtype)
+    noise = torch.randn(tuple(tensor.shape), generator=generator, dtype=dtype)
+    leaf = name.rsplit(".", 1)[-1]
+    if entry.role == "statistic":
+        if "var" in leaf:
+            return 0.5 + noise.abs().clamp(max=3.0)
+        return 0.3 * noise + (1.0 if leaf == "weight" else 0.0)
+    if entry.role == "norm_scale":
+        return 1.0 + 0.3 * noise
+    if entry.role in ("bias", "norm_shift"):
+        return 0.3 * noise
+    if entry.role == "embedding":
+        return noise
+    wide = [size for size in tensor.shape if size > 1]
+    if len(wide) < 2 or entry.role not in ("linear", "conv", "recurrent", "other"):
+        centre = 0.0 if tensor.is_meta else float(tensor.detach().double().abs().mean().clamp(max=3.0))
+        return centre + 0.3 * noise
+    roles = entry.dims or ("other",) * tensor.dim()
+    fan_in = 1
+    for size, role in zip(tensor.shape, roles, strict=True):
+        fan_in *= size if role in ("in", "kernel") else 1
+    if "in" not in roles:
+        fan_in = max(fan_in, tensor.shape[-1])
+    return noise * (2.0 / fan_in) ** 0.5
+
+
+def _snapshot(part: nn.Module) -> dict[str, Any]:
+    return dict(_snapshot_of(part.__dict__))
+
+
+def _snapshot_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: copy.copy(value) if isinstance(value, dict | list | set) else value
+        for key, value in state.items()
+    }

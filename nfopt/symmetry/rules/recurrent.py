@@ -1,0 +1,69 @@
+"""Recurrent networks: gates x hidden, the recurrent weight carries the hidden units twice."""
+
+from nfopt.symmetry.engine import Axes, Call, UnruledError, Value, rule
+from nfopt.symmetry.unify import Term, concat_terms
+
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+@rule("lstm", "gru", "rnn_tanh", "rnn_relu")
+def recurrent(call: Call) -> list[Axes]:
+    """A stack of layers, each in one or two directions; returns (output, last hidden state[, cell state])."""
+    if "batch_sizes" in call.args:
+        raise UnruledError("packed sequences")
+    kind = call.name.removeprefix("aten.")
+    value, params = call.tensor("input"), call.args["params"]
+    layers, directions = call.args["num_layers"], 2 if call.args["bidirectional"] else 1
+    per_cell = len(params) // (layers * directions)
+    has_biases = call.args["has_biases"]
+    if per_cell != (4 if has_biases else 2):
+        raise UnruledError("projected hidden states")
+    features = value.axes[-1]
+    hidden: list[Term] = []
+    for layer in range(layers):
+        outs: list[Term] = []
+        for direction in range(directions):
+            start = (layer * directions + direction) * per_cell
+            outs.append(_tie_cell(call, features, params[start : start + per_cell], GATES[kind]))
+        hidden.extend(outs)
+        features = concat_terms(outs)
+    states = call.args["hx"]
+    states = [states] if isinstance(states, Value) else list(states)
+    for state in states:
+        if not state.constant or call.engine.wrote_in_place:
+            _tie_states(call, state.axes[-1], hidden)
+            call.fix_dim(state, 0, "layers and directions")
+    return [(*value.axes[:-1], features), *(_last_states(call, value, hidden, i) for i in range(len(states)))]
+
+
+def _tie_cell(call: Call, features: Term, params: list[Value], gates: int) -> Term:
+    weight_ih, weight_hh, *biases = params
+    call.unifier.unify(features, weight_ih.axes[1])
+    size = weight_hh.shape[1]
+    gate, hidden = call.unifier.factor(weight_ih.axes[0], [gates, size])
+    call.unifier.fix(gate, f"gates {call.where}")
+    call.unifier.unify(hidden, weight_hh.axes[1])
+    for tensor in (weight_hh, *biases):
+        call.unifier.unify(weight_ih.axes[0], tensor.axes[0])
+    for weight in (weight_ih, weight_hh):
+        call.note(weight, "recurrent", "out", "in")
+    for bias in biases:
+        call.note(bias, "bias", "out")
+    return hidden
+
+
+def _last_states(call: Call, value: Value, hidden: list[Term], which: int) -> Axes:
+    """Return the axes of a stacked final state, tying all layers only when something reads it."""
+    shape = call.out_shapes[1 + which]
+    read = call.used is None or (1 + which) in call.used
+    if read:
+        _tie_states(call, hidden[0], hidden[1:])
+    batch = value.axes[0 if call.args["batch_first"] else 1] if len(shape) == 3 else None
+    units = hidden[0] if read else call.unifier.fresh(shape[-1])
+    own = (units,) if batch is None else (batch, units)
+    return (call.fixed(shape[0], "layers and directions"), *own)
+
+
+def _tie_states(call: Call, units: Term, hidden: list[Term]) -> None:
+    for other in hidden:
+        call.unifier.unify(units, other)

@@ -1,0 +1,127 @@
+"""Derivation of a module's permutation symmetry by reading one forward pass."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import UserError
+
+from nfopt.errors import TraceError
+from nfopt.symmetry import rules as _rules  # noqa: F401  (entering the rules)
+from nfopt.symmetry.dispatch_tracer import run_dispatch
+from nfopt.symmetry.engine import Engine
+from nfopt.symmetry.export_tracer import export, play
+from nfopt.symmetry.freeze import freeze
+from nfopt.symmetry.skeleton import Skeleton, copy_module, describe_arguments, example_arguments, unwrap
+from nfopt.symmetry.spec import PermutationSpec
+
+Tracer: TypeAlias = Literal["export", "run"]
+TRACERS = ("export", "run")
+# What a user's forward pass, or the exporter on the way through it, may raise.
+FORWARD_ERRORS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    ImportError,
+    UserError,
+)
+
+
+def trace_permutation_spec(
+    module: nn.Module, example_inputs: Any, *, tracer: Tracer | None = None
+) -> PermutationSpec:
+    """Derive which axes of a module's parameters and statistics may be permuted together.
+
+    One forward pass of a detached copy in eval mode is read operation by operation; each operation ties the
+    axes that it relates. Model inputs and outputs are fixed. An operation without a rule fixes every axis
+    that it touches and is listed in the spec's `unruled`. The module itself is never run or changed.
+
+    Args:
+        module: any module; the wrappers of DistributedDataParallel and torch.compile are looked through, so
+            that names are those of the module inside.
+        example_inputs: a tensor (the only argument), a tuple of positional arguments, or a dict of keyword
+            arguments. Values matter only to control flow; shapes and data types matter always.
+        tracer: "export" (torch.export), "run" (one real forward pass, which sees only the branches taken), or
+            None for export with the run as fallback.
+
+    Raises:
+        TraceError: the example inputs are of the wrong form, or the forward pass fails on them.
+    """
+    if not isinstance(module, nn.Module):
+        raise TraceError(f"a torch.nn.Module is needed, not a {type(module).__name__}.")
+    if tracer not in (None, *TRACERS):
+        raise TraceError(f"tracer is {tracer!r}; give one of {TRACERS}, or None for both in turn.")
+    module = unwrap(module)
+    args, kwargs = example_arguments(example_inputs)
+    with _quiet():
+        if tracer != "run":
+            skeleton = copy_module(module, _shape_only)
+            try:
+                program = export(skeleton, args, kwargs)
+            except FORWARD_ERRORS as error:
+                if tracer == "export":
+                    raise _trace_error(module, args, kwargs, error) from error
+            else:
+                engine = Engine()
+                play(program, skeleton, engine)
+                return _spec(skeleton, engine)
+        skeleton = copy_module(module, _real)
+        engine = Engine()
+        try:
+            run_dispatch(skeleton, args, kwargs, engine)
+        except FORWARD_ERRORS as error:
+            raise _trace_error(module, args, kwargs, error) from error
+        return _spec(skeleton, engine)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Make attention take its plain path, and keep warnings of the exporter and the forward pass back."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _spec(skeleton: Skeleton, engine: Engine) -> PermutationSpec:
+    values = {
+        name: engine.parameters[name] if name in engine.parameters else engine.parameter(name, tensor.shape)
+        for name, tensor in skeleton.tensors.items()
+    }
+    return freeze(engine, values, skeleton.statistics, skeleton.aliases)
+
+
+def _shape_only(name: str, tensor: Tensor) -> Tensor:
+    # Memory that is never written costs nothing; other buffers are read for whether they vary.
+    if isinstance(tensor, nn.Parameter):
+        return torch.empty(tuple(tensor.shape), dtype=tensor.dtype)
+    return _real(name, tensor)
+
+
+def _real(name: str, tensor: Tensor) -> Tensor:
+    if tensor.is_meta:
+        return torch.empty(tuple(tensor.shape), dtype=tensor.dtype, device="meta")
+    return tensor.detach().cpu().clone()
+
+
+def _trace_error(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
+) -> TraceError:
+    first_line = next((line for line in str(error).splitlines() if line.strip()), "no message")
+    return TraceError(
+        f"the forward pass of {type(module).__name__} failed on example inputs "
+        f"{describe_arguments(args, kwargs)}: {type(error).__name__}: {first_line[:300]} "
+        "Give example_inputs of the shapes and data types that the model takes: a tensor, a "
+        "tuple of positional arguments, or a dict of keyword arguments."
+    )

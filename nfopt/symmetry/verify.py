@@ -1,0 +1,270 @@
+"""Proof of a permutation spec: permute at random, compute in float64, compare; with negative controls."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nfopt.errors import PermutationSpecError
+from nfopt.symmetry.float64 import RandomisedModule
+from nfopt.symmetry.skeleton import copy_module, unwrap
+from nfopt.symmetry.spec import Permutation, PermutationSpec, permuted_order
+
+CONTROL_CHANGE = 1e-6
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeControl:
+    """One group permuted everywhere but at some of its occurrences, which must change the output.
+
+    Attributes:
+        group: name of the group.
+        skipped: the (tensor, dimension) pairs that were left as they were.
+        change: max |dy| / std(y) of the output.
+    """
+
+    group: str
+    skipped: tuple[Place, ...]
+    change: float
+
+    @property
+    def changed(self) -> bool:
+        """Whether the output changed, as it should."""
+        return not self.change <= CONTROL_CHANGE
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{tensor}[{dim}]" for tensor, dim in self.skipped[:3])
+        more = f", ... ({len(self.skipped)})" if len(self.skipped) > 3 else ""
+        return f"{self.group} without {shown}{more}: change {self.change:.1e}"
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationReport:
+    """What `verify` found.
+
+    Attributes:
+        model: the module and the inputs that it ran on.
+        groups: number of groups permuted at once in each trial.
+        tolerance: the largest error that counts as rounding.
+        errors: max |dy| / std(y) of each trial.
+        controls: the negative controls.
+        guilty: when a trial failed, the groups that fail alone, with their errors, worst first.
+        notes: what else is worth knowing, for people.
+    """
+
+    model: str
+    groups: int
+    tolerance: float
+    errors: tuple[float, ...]
+    controls: tuple[NegativeControl, ...] = ()
+    guilty: tuple[tuple[str, float], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def max_error(self) -> float:
+        """Largest error over the trials, relative to the standard deviation of the output."""
+        return max(self.errors, key=lambda error: float("inf") if error != error else error)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every permuted model computed what the model does. Controls do not count."""
+        return all(error <= self.tolerance for error in self.errors)
+
+    @property
+    def suspected_ties(self) -> tuple[NegativeControl, ...]:
+        """Controls that did not change the output: the group may tie more than it must.
+
+        A few are innocent: a tensor whose value the output does not depend on, such as a key bias in softmax.
+        """
+        return tuple(control for control in self.controls if not control.changed)
+
+    def raise_if_failed(self) -> "VerificationReport":
+        """Return the report itself, or raise PermutationSpecError when it did not pass."""
+        if not self.passed:
+            raise PermutationSpecError(f"the spec is not a symmetry of the model.\n{self}")
+        return self
+
+    def __str__(self) -> str:
+        verdict = "passed" if self.passed else "FAILED"
+        lines = [
+            f"{verdict}: {self.model}, {self.groups} groups at once, {len(self.errors)} trials, "
+            f"largest error {self.max_error:.1e} (tolerance {self.tolerance:.0e})"
+        ]
+        lines.extend(f"  not a symmetry: {name} (error {error:.1e})" for name, error in self.guilty[:10])
+        changed = sum(control.changed for control in self.controls)
+        lines.append(f"  negative controls that changed the output: {changed} of {len(self.controls)}")
+        lines.extend(f"  suspected needless tie: {control}" for control in self.suspected_ties)
+        lines.extend(f"  note: {note}" for note in self.notes)
+        return "\n".join(lines)
+
+
+def verify(
+    module: nn.Module,
+    spec: PermutationSpec,
+    example_inputs: Any,
+    *,
+    seed: int = 0,
+    trials: int = 2,
+    controls: int | None = 8,
+    tolerance: float = 1e-9,
+) -> VerificationReport:
+    """Prove by computing that a spec is a symmetry of a module.
+
+    A float64 copy in eval mode gets random parameters and statistics, so that no zero-initialised scale
+    hides a fault. Each trial permutes every group at random at once and compares outputs. Each negative
+    control permutes one group but leaves out one occurrence, or all occurrences before some depth.
+
+    Args:
+        module: the module; not changed.
+        spec: its spec.
+        example_inputs: as for `trace_permutation_spec`. Floating inputs that are constant are drawn anew.
+        seed: seed of everything random here.
+        trials: number of random permutations, at least 1.
+        controls: number of negative controls, drawn evenly over the groups; None for every one there is.
+        tolerance: largest max |dy| / std(y) that passes.
+
+    Raises:
+        PermutationSpecError: the spec does not fit the module; the first difference is named.
+    """
+    if trials < 1:
+        raise PermutationSpecError(f"verification needs at least one trial, not {trials}.")
+    _check_fit(module, spec)
+    generator = torch.Generator().manual_seed(seed)
+    model = RandomisedModule(module, spec, example_inputs, generator)
+    reference = model.run()
+    notes = _output_notes(reference)
+    if not reference or any("prove nothing" in note for note in notes):
+        notes.append("the outputs prove nothing") if not reference else None
+        return VerificationReport(
+            model.description, len(spec.groups), tolerance, (float("nan"),), notes=tuple(notes)
+        )
+
+    def error_under(permutation: Permutation) -> float:
+        return _difference(reference, model.run(spec.act(permutation, model.base)))
+
+    errors = tuple(error_under(spec.sample(generator)) for _ in range(trials))
+    guilty: list[tuple[str, float]] = []
+    if not all(error <= tolerance for error in errors):
+        alone = {name: error_under({name: _shift(atom.size)}) for name, atom in spec.groups.items()}
+        guilty = sorted(((n, e) for n, e in alone.items() if not e <= tolerance), key=lambda pair: -pair[1])
+        if not guilty:
+            notes.append("no group fails alone: groups are at fault only together")
+    done = tuple(
+        NegativeControl(
+            group, skipped, _difference(reference, model.run(_act_except(spec, model, group, skipped)))
+        )
+        for group, skipped in _plan_controls(spec, controls, generator)
+    )
+    if model.promoted:
+        notes.append("the module casts to less than float64 inside; the proof ran those parts in float64")
+    if spec.unruled:
+        notes.append(f"{len(spec.unruled)} operations without a rule fixed the axes they touch")
+    return VerificationReport(
+        model.description, len(spec.groups), tolerance, errors, done, tuple(guilty), tuple(notes)
+    )
+
+
+def _check_fit(module: nn.Module, spec: PermutationSpec) -> None:
+    skeleton = copy_module(
+        module, lambda _, tensor: torch.empty(tuple(tensor.shape), device="meta", dtype=tensor.dtype)
+    )
+    kind = type(unwrap(module)).__name__
+    for name, tensor in skeleton.tensors.items():
+        if name not in spec.tensors:
+            raise PermutationSpecError(
+                f"{kind} has the tensor {name!r}, which the spec does not know. Trace this model again."
+            )
+        if spec.tensors[name].shape != tuple(tensor.shape):
+            raise PermutationSpecError(
+                f"{name} has shape {tuple(tensor.shape)} in {kind}, but {spec.tensors[name].shape} in the "
+                "spec. Trace this model again."
+            )
+    for name in spec.tensors:
+        if name not in skeleton.tensors:
+            raise PermutationSpecError(
+                f"the spec has the tensor {name!r}, which {kind} does not. Trace this model again."
+            )
+
+
+def _output_notes(outputs: list[Tensor]) -> list[str]:
+    floats = [output for output in outputs if output.is_floating_point() or output.is_complex()]
+    if not floats or not all(bool(torch.isfinite(output).all()) for output in floats):
+        return ["the outputs prove nothing: they are not finite, or there are none, with random weights"]
+    if all(_scale(output) == 0 for output in floats):
+        return ["the outputs prove nothing: they are constant with random weights"]
+    return []
+
+
+def _scale(output: Tensor) -> float:
+    wide = output.to(torch.complex128) if output.is_complex() else output.double()
+    if wide.numel() < 2:
+        return float(wide.abs().sum())
+    return float(wide.std())
+
+
+def _difference(reference: list[Tensor], outputs: list[Tensor]) -> float:
+    """Return max |dy| / std(y), the worst over the outputs; infinite when shapes or finiteness differ."""
+    worst = 0.0
+    for before, after in zip(reference, outputs, strict=True):
+        if before.shape != after.shape or not bool(torch.isfinite(after).all()):
+            return float("inf")
+        if before.numel() == 0:
+            continue
+        gap = (
+            float((before - after).abs().max())
+            if before.dtype != torch.bool
+            else float((before != after).any())
+        )
+        scale = _scale(before)
+        worst = max(worst, gap / scale if scale > 0 else (0.0 if gap == 0 else float("inf")))
+    return worst
+
+
+def _shift(size: int) -> Tensor:
+    """Return the cyclic shift by one: it leaves no index in its place."""
+    return torch.arange(size).roll(1)
+
+
+def _act_except(
+    spec: PermutationSpec, model: RandomisedModule, group: str, skipped: tuple[Place, ...]
+) -> dict[str, Tensor]:
+    permutation = {group: _shift(spec.groups[group].size)}
+    changed: dict[str, Tensor] = {}
+    for name, dim in dict.fromkeys(spec.occurrences[group]):
+        if (name, dim) in skipped:
+            continue
+        order = permuted_order(spec.tensors[name].axes[dim], permutation)
+        assert order is not None
+        changed[name] = changed.get(name, model.base[name]).index_select(dim, order)
+    return changed
+
+
+def _plan_controls(
+    spec: PermutationSpec, count: int | None, generator: torch.Generator
+) -> list[tuple[str, tuple[Place, ...]]]:
+    """Choose what to leave out: single occurrences, and everything before a cut along the depth."""
+    plans: dict[str, list[tuple[Place, ...]]] = {}
+    for group in spec.groups:
+        places = [place for place in dict.fromkeys(spec.occurrences[group]) if spec.tensors[place[0]].used]
+        places.sort(
+            key=lambda place: (spec.tensors[place[0]].depth, spec.tensors[place[0]].dims[place[1]] != "in")
+        )
+        if len(places) < 2:
+            continue
+        singles = [(place,) for place in places]
+        cuts = [tuple(places[:end]) for end in range(2, len(places) - 1)]
+        plans[group] = singles + cuts
+    everything = [(group, skipped) for group, options in plans.items() for skipped in options]
+    if count is None or len(everything) <= count:
+        return everything
+    chosen: list[tuple[str, tuple[Place, ...]]] = []
+    names = list(plans)
+    turns = torch.randperm(len(names), generator=generator).tolist()
+    for turn in range(count):
+        group = names[turns[turn % len(names)]]
+        options = plans[group]
+        pick = int(torch.randint(len(options), (1,), generator=generator))
+        chosen.append((group, options[pick]))
+    return list(dict.fromkeys(chosen))
