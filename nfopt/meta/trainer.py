@@ -78,7 +78,8 @@ class MetaTrainer:
     Args:
         settings: what the slots have in common.
         config: the outer loop's settings.
-        folder: where `log.jsonl`, checkpoints and `best.safetensors` go.
+        folder: where `log.jsonl` and `best.safetensors` go.
+        state: where the checkpoints go (default: `folder`).
         selection: trainings to choose the Polyak average by; None keeps the last one.
         start: theta before the first step (meta-parameters,); None is the nominal point.
         workers: the processes that share the work.
@@ -91,6 +92,7 @@ class MetaTrainer:
         config: TrainerConfig,
         folder: Path,
         *,
+        state: Path | None = None,
         selection: Selection | None = None,
         start: Tensor | None = None,
         workers: Workers | None = None,
@@ -99,6 +101,7 @@ class MetaTrainer:
         self.settings = settings
         self.config = config
         self.folder = folder
+        self.state = state or folder
         self.selection = selection
         self.workers = workers or OneProcess()
         self.progress = progress
@@ -219,7 +222,7 @@ class MetaTrainer:
         if self._reference is not None:
             extra["reference"] = self._reference
         save_checkpoint(
-            self.folder,
+            self.state,
             self._ledger.step,
             outer=self.outer.tensors() | extra,
             slots={index: (slot.counters(), slot.tensors()) for index, slot in self._slots.items()},
@@ -229,8 +232,9 @@ class MetaTrainer:
 
     def _resume(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.state.mkdir(parents=True, exist_ok=True)
         mine = range(self.workers.rank, self.config.slots, self.workers.count)
-        found = load_latest(self.folder, mine)
+        found = load_latest(self.state, mine)
         if found is None:
             self._slots = {index: Slot(self.settings, index) for index in mine}
         else:
@@ -238,7 +242,7 @@ class MetaTrainer:
             other = sorted(key for key in given if known.get(key) != given[key])
             if other:
                 raise NfoptError(
-                    f"{self.folder} holds a meta-training with another {', '.join(other)}. "
+                    f"{self.state} holds a meta-training with another {', '.join(other)}. "
                     "Use the settings it was started with, or another folder."
                 )
             self._ledger = _Ledger(**found.numbers["ledger"])

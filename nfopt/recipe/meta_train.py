@@ -1,0 +1,203 @@
+"""Job `meta_train`: learn the update rule's weights and write them as a checkpoint."""
+
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Annotated, Any, Literal, get_type_hints
+
+import torch
+from pydantic import Field, JsonValue, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nfopt.checkpoints import digest_of, save_checkpoint
+from nfopt.errors import NfoptError, RecipeError
+from nfopt.meta.estimator import ES, PES, GradientEstimator, TruncatedBackprop
+from nfopt.meta.family import TaskFamily
+from nfopt.meta.outer import OuterConfig
+from nfopt.meta.rules import LearnedRules
+from nfopt.meta.selection import Selection, longer_tasks
+from nfopt.meta.slot import SlotSettings
+from nfopt.meta.sources import load_source
+from nfopt.meta.store import save_theta
+from nfopt.meta.trainer import MetaTrainer, TrainerConfig
+from nfopt.meta.unroll import Objective
+from nfopt.optim import RuleConfig
+from nfopt.optim.rule_checkpoint import read_rule, rule_checkpoint
+from nfopt.recipe.job import JobResult, Recipe, RunContext, Table, job
+from nfopt.recipe.strict import Count, Fraction, Index, Positive, Strict, unknown_key
+
+
+def _unknown_keys(
+    record: type[Any], data: Any, path: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], str]]:
+    """Return path and message of every key of `data` that the dataclass `record` does not have."""
+    if not isinstance(data, dict):
+        return []
+    hints = get_type_hints(record)
+    found = []
+    for key, value in data.items():
+        if key not in hints:
+            found.append(((*path, str(key)), unknown_key(str(key), [f.name for f in fields(record)])))
+        elif is_dataclass(hints[key]):
+            found += _unknown_keys(hints[key], value, (*path, key))
+    return found
+
+
+def _strictly(record: type[Any], data: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    unknown = _unknown_keys(record, data)
+    if unknown:
+        raise ValidationError.from_exception_data(
+            record.__name__,
+            [
+                InitErrorDetails(
+                    type=PydanticCustomError("fault", "{message}", {"message": message}), loc=path, input=data
+                )
+                for path, message in unknown
+            ],
+        )
+    try:
+        return handler(data)
+    except NfoptError as error:
+        raise ValueError(str(error)) from error
+
+
+def _record(kind: type[Any]) -> WrapValidator:
+    """Return the annotation that reads a dataclass of the meta-training strictly."""
+    return WrapValidator(partial(_strictly, kind))
+
+
+class EstimatorOptions(Strict):
+    """The meta-gradient's estimator: `truncation` null is the whole training; `sigma` is ES's and PES's."""
+
+    kind: Literal["es", "pes", "backprop"] = "es"
+    truncation: Count | None = None
+    sigma: Positive = 0.01
+
+    def build(self) -> GradientEstimator:
+        """Return the estimator."""
+        if self.kind == "es":
+            return ES(self.sigma, self.truncation)
+        if self.kind == "pes":
+            return PES(self.sigma, self.truncation or 50)
+        return TruncatedBackprop(self.truncation)
+
+
+class SelectionOptions(Strict):
+    """The trainings by which the Polyak average is chosen: longer ones, of `family` or the training's own."""
+
+    tasks: Count = 6
+    instances: Count = 2
+    horizon_factor: Count = 5
+    every: Count = 50
+    family: Annotated[TaskFamily, _record(TaskFamily)] | None = None
+
+
+class MetaTrainRecipe(Recipe):
+    """The keys of `kind: meta_train`; see the dataclasses of nfopt.meta for what the nested ones mean."""
+
+    seed: Index = 0
+    rule: Annotated[RuleConfig, _record(RuleConfig)] = Field(default_factory=RuleConfig)
+    start: str | None = None
+    family: Annotated[TaskFamily, _record(TaskFamily)] = Field(default_factory=TaskFamily)
+    objective: Annotated[Objective, _record(Objective)] = Field(default_factory=Objective)
+    estimator: EstimatorOptions = Field(default_factory=EstimatorOptions)
+    slots: Count = 6
+    instances: Count = 8
+    reference_share: Fraction = 0.25
+    outer: Annotated[OuterConfig, _record(OuterConfig)] = Field(default_factory=OuterConfig)
+    checkpoint_every: Count = 10
+    selection: SelectionOptions = Field(default_factory=SelectionOptions)
+
+
+def plan_meta_train(recipe: MetaTrainRecipe) -> list[str]:
+    """Return what a run would do."""
+    low, high = recipe.family.horizon
+    return [
+        f"meta-train {recipe.outer.outer_steps} outer steps of {recipe.slots} tasks x {recipe.instances} "
+        f"antithetic pairs ({recipe.estimator.kind}), each {low} to {high} inner steps, on "
+        f"{', '.join(recipe.family.sources)}",
+        f"every {recipe.selection.every} outer steps, try the average on {recipe.selection.tasks} trainings "
+        f"{recipe.selection.horizon_factor} times as long",
+        "write checkpoint.safetensors with the best average, or the nominal point if none was better",
+    ]
+
+
+def build_trainer(recipe: MetaTrainRecipe, context: RunContext) -> MetaTrainer:
+    """Return the trainer that a recipe describes, with its files in the run's folder.
+
+    Raises:
+        RecipeError: `start` is a checkpoint of another rule configuration.
+    """
+    rules = LearnedRules(recipe.rule)
+    nominal, layout = rules.init_theta(recipe.seed)
+    estimator = recipe.estimator.build()
+    settings = SlotSettings(
+        family=recipe.family,
+        rules=rules,
+        layout=layout,
+        estimator=estimator,
+        objective=recipe.objective,
+        nominal=nominal,
+        instances=recipe.instances,
+        reference_share=recipe.reference_share,
+        seed=recipe.seed,
+    )
+    chosen = recipe.selection
+    tasks = longer_tasks(chosen.family or recipe.family, chosen.tasks, recipe.seed, chosen.horizon_factor)
+    return MetaTrainer(
+        settings,
+        TrainerConfig(recipe.outer, recipe.slots, recipe.checkpoint_every, chosen.every),
+        context.folder,
+        state=context.state_file("meta-training"),
+        selection=Selection(tasks, rules, layout, recipe.objective, chosen.instances, recipe.seed),
+        start=None if recipe.start is None else layout.flatten(_start(recipe)),
+        progress=context.progress,
+    )
+
+
+def _start(recipe: MetaTrainRecipe) -> dict[str, Tensor]:
+    assert recipe.start is not None
+    config, theta, name = read_rule(recipe.start)
+    if config != recipe.rule or not theta:
+        raise RecipeError(
+            f"start: {name} holds {'another rule configuration' if theta else 'no weights'}; "
+            "give a checkpoint that was trained with the recipe's `rule`, or leave `start` out."
+        )
+    return theta
+
+
+@job("meta_train", MetaTrainRecipe, plan=plan_meta_train)
+def run_meta_train(recipe: MetaTrainRecipe, context: RunContext) -> JobResult:
+    """Meta-train the update rule on many small trainings and write its checkpoint."""
+    for name in recipe.family.sources:
+        for side in recipe.family.sides:
+            context.note_data(f"{name}-{side}", load_source(name, side).content_hash)
+    summary = context.piece("meta-training", lambda: _train(recipe, context))
+    theta = load_file(context.folder / "best.safetensors")
+    card: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json", exclude={"output", "provenance"}),
+        "summary": summary,
+        "torch": str(torch.__version__),
+    }
+    place = context.folder / "checkpoint.safetensors"
+    save_checkpoint(place, rule_checkpoint(theta, recipe.rule, card), overwrite=True)
+    results: dict[str, JsonValue] = {"summary": summary, "digest": digest_of(theta)}
+    return JobResult(results, (_table(summary),), files=(place,))
+
+
+def _train(recipe: MetaTrainRecipe, context: RunContext) -> JsonValue:
+    trained = build_trainer(recipe, context).run()
+    summary = {name: value for name, value in vars(trained).items() if name != "theta"}
+    save_theta(context.folder, trained.theta, summary)
+    return summary
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    chosen = f"outer step {summary['outer_step']}" if summary["outer_step"] else "the nominal point"
+    return Table(
+        "Meta-training",
+        ("chosen", "log loss against\nnominal, selection", "inner steps", "failed copies"),
+        ((chosen, f"{summary['gain']:+.4f}", f"{summary['inner_steps']:,}", str(summary["failures"])),),
+        ("below 0: the learned rule reaches a lower validation loss than the nominal one.",),
+    )
