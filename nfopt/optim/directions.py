@@ -14,6 +14,8 @@ from nfopt.optim.orthogonalise import orthogonalise
 from nfopt.weightspace.incidence import MatrixLayout
 
 TINY = 1e-30
+# Gradients below this share of the largest are rounding noise (a bias before BatchNorm, say), not signal.
+NOISE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,18 @@ class MomentumRates:
 def unit_rms(tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Scale `tensor` to RMS 1; a zero tensor stays zero."""
     return tensor * tensor.square().mean().clamp(min=TINY).rsqrt()
+
+
+def liveness(second: Float[Tensor, " tensors"]) -> Float[Tensor, " tensors"]:
+    """Return v / (v + (NOISE)^2 max v) per tensor: near 1, but near 0 where the gradient is rounding noise.
+
+    Directions have RMS 1 whatever the gradient's scale; without this factor a tensor whose gradient vanishes
+    but for rounding would random-walk at full step size.
+
+    Args:
+        second: mean second moment v of each tensor.
+    """
+    return second / (second + NOISE**2 * second.max() + TINY)
 
 
 def lookahead(
@@ -65,7 +79,7 @@ def lookahead(
 def adam(momentum: Float[Tensor, "..."], second: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Momentum over the root of the second moment, element by element (Kingma & Ba 2015), at RMS 1."""
     root = second.sqrt()
-    return unit_rms(momentum / (root + 1e-8 * root.mean() + TINY))
+    return unit_rms(momentum / (root + NOISE * root.mean() + TINY))
 
 
 def factored(
@@ -84,7 +98,7 @@ def factored(
     if cols is None:
         return unit_rms(momentum)
     scale = rows.sqrt() * cols.sqrt()
-    return unit_rms(momentum / (scale + 1e-8 * scale.mean() + TINY))
+    return unit_rms(momentum / (scale + NOISE * scale.mean() + TINY))
 
 
 def orthogonal(

@@ -84,7 +84,11 @@ def static_features(
 
 
 def entry_features(
-    weight: list[Pooled], momentum: list[Pooled], second: list[Pooled], correction: Float[Tensor, " tensors"]
+    weight: list[Pooled],
+    momentum: list[Pooled],
+    second: list[Pooled],
+    correction: Float[Tensor, " tensors"],
+    alive: Float[Tensor, " tensors"],
 ) -> Float[Tensor, "entries 4"]:
     """Return log-ratios per row and column: of W, m and v to their tensor's mean, and of m to v.
 
@@ -93,9 +97,10 @@ def entry_features(
         momentum: pooled squares of the slow momentum.
         second: pooled second moment.
         correction: log of the factor that corrects both biases in m^2 / v.
+        alive: from `directions.liveness`; what is read off a gradient of rounding noise counts as 0.
     """
     columns = []
-    for w, m, v, c in zip(weight, momentum, second, correction.unbind(0), strict=True):
+    for w, m, v, c, a in zip(weight, momentum, second, correction.unbind(0), alive.unbind(0), strict=True):
         for side in ("rows", "cols"):
             w_side, m_side, v_side = getattr(w, side), getattr(m, side), getattr(v, side)
             if w_side is not None:
@@ -104,9 +109,9 @@ def entry_features(
                     torch.stack(
                         [
                             _bounded(_log_ratio(w_side.flatten(), w.total)),
-                            _bounded(_log_ratio(m_side.flatten(), m.total)),
-                            _bounded(_log_ratio(v_side.flatten(), v.total)),
-                            _bounded(signal),
+                            a * _bounded(_log_ratio(m_side.flatten(), m.total)),
+                            a * _bounded(_log_ratio(v_side.flatten(), v.total)),
+                            a * _bounded(signal),
                         ],
                         dim=-1,
                     )
@@ -120,6 +125,7 @@ def tensor_features(
     second: list[Pooled],
     agreement: list[Float[Tensor, ""]],
     correction: Float[Tensor, " tensors"],
+    alive: Float[Tensor, " tensors"],
     step: Float[Tensor, " tensors"],
     progress: Float[Tensor, ""],
     weight_unit: Float[Tensor, " tensors"],
@@ -133,6 +139,7 @@ def tensor_features(
         second: pooled second moment.
         agreement: cosine between the fast and the slow momentum.
         correction: log of the factor that corrects both biases in m^2 / v.
+        alive: from `directions.liveness`; what is read off a gradient of rounding noise counts as 0.
         step: steps taken, this one included.
         progress: share of the training done, in (0, 1].
         weight_unit: the weights' usual RMS: 1 / sqrt(fan-in) for matrices and kernels, 1 for the rest.
@@ -147,10 +154,10 @@ def tensor_features(
     dynamic = torch.stack(
         [
             _bounded(_log_ratio(w, weight_unit.square())),
-            _bounded(_log_ratio(m, v) + 0.5 * correction),
-            torch.stack(agreement),
-            row_evenness,
-            column_evenness,
+            alive * _bounded(_log_ratio(m, v) + 0.5 * correction),
+            alive * torch.stack(agreement),
+            alive * row_evenness,
+            alive * column_evenness,
             torch.log1p(step) / 4 - 1,
             (2 * progress - 1) * wide,
             torch.exp(-progress / 0.05) * wide,

@@ -4,7 +4,7 @@ Per tensor W (rows x columns x kernel positions), with fast and slow momentum an
 
     observe   statistics of rows, columns and tensors              observations.py
     decide    a role-tied network proposes bounded controls         nn/tokens.py, controls.py
-    mix       d = unit(own + a (adam - own) + b (factored - own))   directions.py
+    mix       d = live * unit(own + a (adam - own) + b (factored - own))   directions.py
     update    -s * schedule * exp(log step) * row gain * column gain * d - s * schedule * decay * W
 
 where `own` is orthogonalised momentum for matrices and Adam for the rest, and s the nominal step. With
@@ -149,10 +149,10 @@ class LearnedUpdateRule:
             for xs in (weights, slow)
         ]
         pooled_second = [pool(x, layout) for x, layout in zip(second, self.incidence.layouts, strict=True)]
-        controls = self._decide(
-            theta, pooled[0], pooled[1], pooled_second, slow, fast, steps, trust, progress
-        )
-        moves = self._mix(safe, slow, fast, second, pooled_second, controls, steps)
+        alive = directions.liveness(torch.stack([v.total for v in pooled_second]))
+        agreement = [observations.cosine(f, s) for f, s in zip(fast, slow, strict=True)]
+        controls = self._decide(theta, *pooled, pooled_second, agreement, alive, steps, trust, progress)
+        moves = self._mix(safe, slow, fast, second, pooled_second, controls, alive, steps)
 
         scale = linear_schedule(progress).expand(len(self.names)) if step_scale is None else step_scale
         scale = torch.where(finite, scale, torch.zeros_like(scale)).to(work)
@@ -210,8 +210,8 @@ class LearnedUpdateRule:
         weight: list[Pooled],
         momentum: list[Pooled],
         second: list[Pooled],
-        slow: list[Tensor],
-        fast: list[Tensor],
+        agreement: list[Tensor],
+        alive: Tensor,
         steps: Tensor,
         trust: Tensor,
         progress: Tensor,
@@ -219,10 +219,9 @@ class LearnedUpdateRule:
         """Run the network on the observations."""
         self._move_to(steps)
         correction = observations.bias_correction(steps, self.config.rates)
-        agreement = [observations.cosine(f, s) for f, s in zip(fast, slow, strict=True)]
-        entries = observations.entry_features(weight, momentum, second, correction)
+        entries = observations.entry_features(weight, momentum, second, correction, alive)
         tensors = observations.tensor_features(
-            weight, momentum, second, agreement, correction, steps, progress, self._units, self._static
+            weight, momentum, second, agreement, correction, alive, steps, progress, self._units, self._static
         )
         network = {key: value.to(steps.dtype) for key, value in theta.items()}
         outputs, entry_outputs = self.network(network, self.incidence, entries, tensors)
@@ -236,6 +235,7 @@ class LearnedUpdateRule:
         second: list[Tensor],
         pooled_second: list[Pooled],
         controls: Controls,
+        alive: Tensor,
         steps: Tensor,
     ) -> list[Tensor]:
         """Return each tensor's direction, at RMS 1 before the gains."""
@@ -257,7 +257,8 @@ class LearnedUpdateRule:
         for i, name in enumerate(self.names):
             a, b = controls.adam_weight[i], controls.factored_weight[i]
             spread = directions.factored(momenta[i], pooled_second[i].rows, pooled_second[i].cols)
-            moves.append(directions.unit_rms((1 - a - b) * own[name] + a * adam[i] + b * spread))
+            mixed = (1 - a - b) * own[name] + a * adam[i] + b * spread
+            moves.append(alive[i] * directions.unit_rms(mixed))
         return moves
 
     def _scale(

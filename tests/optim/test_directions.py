@@ -68,8 +68,18 @@ def test_factored_equals_adam_when_the_second_moment_has_rank_one() -> None:
     assert torch.allclose(directions.factored(momentum, pooled.rows, pooled.cols), expected, atol=1e-5)
 
 
+def test_only_gradients_at_rounding_level_are_dead() -> None:
+    second = torch.tensor([1.0, 1e-4, 1e-8, 1e-16, 0.0], dtype=torch.float64)
+    alive = directions.liveness(second)
+    assert bool((alive[:3] > 0.9998).all())
+    assert bool((alive[3:] < 1e-3).all())
+    assert torch.allclose(directions.liveness(1e-12 * second), alive, rtol=1e-5)
+
+
 def test_lookahead_is_the_nesterov_momentum_of_the_chosen_rate() -> None:
-    grads = [torch.randn(3, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(3)]
+    grads = [
+        torch.randn(3, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(3)
+    ]
     slow = fast = torch.zeros(3, dtype=torch.float64)
     for grad in grads:
         slow, fast = torch.lerp(slow, grad, 1 - RATES.slow), torch.lerp(fast, grad, 1 - RATES.fast)

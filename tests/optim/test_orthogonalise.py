@@ -33,7 +33,9 @@ def test_the_path_for_wide_matrices_agrees_with_the_plain_one(seed: int) -> None
 def test_it_commutes_with_permutations_of_rows_and_columns(shape: tuple[int, int]) -> None:
     matrix = random_matrix(0, *shape)
     rows, cols = torch.randperm(shape[0]), torch.randperm(shape[1])
-    assert torch.allclose(orthogonalise(matrix)[rows][:, cols], orthogonalise(matrix[rows][:, cols]), atol=1e-11)
+    assert torch.allclose(
+        orthogonalise(matrix)[rows][:, cols], orthogonalise(matrix[rows][:, cols]), atol=1e-11
+    )
 
 
 def test_a_zero_matrix_stays_zero() -> None:

@@ -1,5 +1,7 @@
 """The built-in schedule."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -12,8 +14,8 @@ def test_it_rises_then_falls_to_the_final_step_size_and_stays_there() -> None:
     factors = [schedule.factor(step) for step in range(1200)]
     top = factors.index(max(factors))
     assert top == 19
-    assert all(a < b for a, b in zip(factors[:top], factors[1 : top + 1], strict=True))
-    assert all(a >= b for a, b in zip(factors[top:], factors[top + 1 :], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(factors[: top + 1]))
+    assert all(a >= b for a, b in itertools.pairwise(factors[top:]))
     assert factors[999] == pytest.approx(FINAL)
     assert factors[1199] == factors[999]
 

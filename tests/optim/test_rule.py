@@ -1,0 +1,164 @@
+"""The pure update rule: its nominal point, its guard, its state."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from nfopt.errors import OptimizerError, PermutationSpecError
+from nfopt.optim import LearnedUpdateRule, RuleConfig, directions
+from nfopt.optim.directions import MomentumRates
+from nfopt.optim.rule import DAMPED, SKIPPED, STEP, TENSOR_STATE, work_dtype
+from nfopt.optim.schedule import linear_schedule
+from nfopt.symmetry import PermutationSpec
+from nfopt.weightspace.incidence import MatrixLayout
+from tests.optim.models import learned_checkpoint
+
+SHAPES = {"conv": (5, 3, 2, 2), "linear": (7, 5), "bias": (7,), "scalar": (), "depthwise": (5, 1, 3, 3)}
+SPEC = PermutationSpec.uncoupled(SHAPES)
+HALF = torch.tensor(0.5, dtype=torch.float64)
+
+
+def tensors(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in SHAPES.items()}
+
+
+def theta_of(rule: LearnedUpdateRule, seed: int = 0) -> dict[str, Tensor]:
+    return {k: v.double() for k, v in learned_checkpoint(seed).theta.items()}
+
+
+def run(rule: LearnedUpdateRule, theta: dict[str, Tensor], steps: int, seed: int = 10):
+    params = tensors(0)
+    state = rule.init_state(params)
+    updates: dict[str, Tensor] = {}
+    for i in range(steps):
+        updates, state = rule(theta, params, tensors(seed + i), state, HALF)
+    return params, updates, state
+
+
+def test_with_zero_output_layers_it_is_the_nominal_optimizer() -> None:
+    """Written out again from the definition: Muon for matrices, Adam for the rest, decay on matrices."""
+    config = RuleConfig()
+    rule = LearnedUpdateRule(SPEC, config)
+    theta = {k: v.double() for k, v in rule.init_theta(torch.Generator().manual_seed(3)).items()}
+    params, updates, _ = run(rule, theta, 4)
+    rates, factor = MomentumRates(), float(linear_schedule(HALF))
+    for name, shape in SHAPES.items():
+        slow = fast = second = torch.zeros(shape, dtype=torch.float64)
+        for i in range(4):
+            grad = tensors(10 + i)[name]
+            slow = rates.slow * slow + (1 - rates.slow) * grad
+            fast = rates.fast * fast + (1 - rates.fast) * grad
+            second = rates.second * second + (1 - rates.second) * grad**2
+        nesterov = [
+            rate * m / (1 - rate**4) + (1 - rate) * grad
+            for m, rate in ((slow, rates.slow), (fast, rates.fast))
+        ]
+        momentum = (nesterov[0] + nesterov[1]) / 2
+        if name in ("conv", "linear"):
+            layout = MatrixLayout.of(SPEC.tensors[name])
+            direction = directions.orthogonal([momentum], [layout])[0]
+            fan_in = momentum[0].numel()
+            size, decay = config.matrix_step / fan_in**0.5, config.matrix_step * config.weight_decay
+        else:
+            direction = momentum / second.sqrt()
+            direction = direction / direction.square().mean().sqrt()
+            size, decay = (config.matrix_step / 3 if name == "depthwise" else config.vector_step), 0.0
+        expected = -factor * (size * direction + decay * params[name])
+        assert torch.allclose(updates[name], expected, rtol=1e-5, atol=1e-12), name
+
+
+def test_random_output_layers_change_every_tensor_within_the_bounds() -> None:
+    rule = LearnedUpdateRule(SPEC)
+    nominal = {k: v.double() for k, v in rule.init_theta().items()}
+    _, plain, _ = run(rule, nominal, 3)
+    _, learned, _ = run(rule, theta_of(rule), 3)
+    for name in SHAPES:
+        assert not torch.allclose(plain[name], learned[name], rtol=1e-2), name
+        ratio = float(learned[name].norm() / plain[name].norm())
+        assert 1 / (7.4 * 4 * 1.2) < ratio < 7.4 * 4 * 1.2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(value: float) -> None:
+    rule = LearnedUpdateRule(SPEC)
+    theta = theta_of(rule)
+    params, _, before = run(rule, theta, 3)
+    grads = tensors(99)
+    grads["bias"][2] = value
+    updates, after = rule(theta, params, grads, before, HALF)
+    assert all(not update.any() for update in updates.values())
+    for name in SHAPES:
+        assert all(torch.equal(after[f"{name}/{key}"], before[f"{name}/{key}"]) for key in TENSOR_STATE)
+        assert after[f"{name}/{STEP}"] == before[f"{name}/{STEP}"] == 3
+        assert after[f"{name}/{SKIPPED}"] == 1
+    resumed, _ = rule(theta, params, tensors(50), after, HALF)
+    straight, _ = rule(theta, params, tensors(50), before, HALF)
+    assert all(torch.equal(resumed[n], straight[n]) for n in SHAPES)
+
+
+def test_an_anomalous_gradient_falls_back_to_the_nominal_step_of_that_tensor() -> None:
+    rule = LearnedUpdateRule(SPEC)
+    theta = theta_of(rule)
+    params, _, state = run(rule, theta, 20)
+    grads = tensors(7)
+    grads["linear"] = 1e6 * grads["linear"]
+    updates, after = rule(theta, params, grads, state, HALF)
+    zero = {k: torch.zeros_like(v) if "output" in k else v for k, v in theta.items()}
+    nominal, _ = rule(zero, params, grads, state, HALF)
+    assert torch.allclose(updates["linear"], nominal["linear"], rtol=1e-12)
+    assert not torch.allclose(updates["conv"], nominal["conv"], rtol=1e-2)
+    assert after[f"linear/{DAMPED}"] == 1
+    assert after[f"conv/{DAMPED}"] == 0
+
+
+def test_scaling_a_tensors_gradients_by_a_constant_changes_nothing() -> None:
+    rule = LearnedUpdateRule(SPEC)
+    theta = theta_of(rule)
+    params = tensors(0)
+    plain, scaled = rule.init_state(params), rule.init_state(params)
+    for i in range(4):
+        grads = tensors(10 + i)
+        first, plain = rule(theta, params, grads, plain, HALF)
+        second, scaled = rule(theta, params, {n: 1e-4 * g for n, g in grads.items()}, scaled, HALF)
+    assert all(torch.allclose(first[n], second[n], rtol=1e-5, atol=1e-10) for n in SHAPES)
+
+
+def test_many_copies_run_side_by_side_as_they_do_alone() -> None:
+    rule = LearnedUpdateRule(SPEC)
+    thetas = [theta_of(rule, seed) for seed in range(3)]
+    params = [tensors(seed) for seed in range(3)]
+    states = [rule.init_state(p) for p in params]
+
+    def stack(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {key: torch.stack([item[key] for item in items]) for key in items[0]}
+
+    many = torch.func.vmap(lambda t, p, g, s: rule(t, p, g, s, HALF))
+    together = stack(states)
+    for i in range(3):
+        grads = [tensors(20 + 3 * i + k) for k in range(3)]
+        updates, together = many(stack(thetas), stack(params), stack(grads), together)
+        for k in range(3):
+            alone, states[k] = rule(thetas[k], params[k], grads[k], states[k], HALF)
+            assert all(torch.allclose(updates[n][k], alone[n], rtol=1e-9, atol=1e-12) for n in SHAPES)
+
+
+def test_state_is_kept_in_at_least_float32() -> None:
+    params = {n: t.to(torch.bfloat16) for n, t in tensors(0).items()}
+    rule = LearnedUpdateRule(SPEC)
+    state = rule.init_state(params)
+    assert {value.dtype for value in state.values()} == {torch.float32}
+    updates, state = rule(rule.init_theta(), params, params, state, torch.tensor(0.5))
+    assert {value.dtype for value in updates.values()} == {torch.bfloat16}
+    assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_dtypes_that_cannot_be_trained_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(OptimizerError, match=str(dtype)):
+        work_dtype(dtype)
+
+
+def test_a_name_outside_the_spec_is_refused() -> None:
+    with pytest.raises(PermutationSpecError, match="no tensor 'other'"):
+        LearnedUpdateRule(SPEC, names=("other",))
