@@ -142,13 +142,13 @@ class BlockPlan:
         """Number of elements of all blocks."""
         return sum(block.numel for block in self.blocks)
 
-    def canonical(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def canonical(self, tensors: Mapping[str, Tensor], *, partial: bool = False) -> dict[str, Tensor]:
         """Return `tensors` in the plan's order and under its names.
 
         A tied name counts for the tensor that it shares, if that is not there under its own name.
 
         Raises:
-            PermutationSpecError: a tensor of the plan is missing, or one is not the plan's.
+            PermutationSpecError: a tensor is not the plan's, or without `partial` one of the plan is missing.
         """
         found = {name: tensor for name, tensor in tensors.items() if name in self.axes}
         for name, tensor in tensors.items():
@@ -162,12 +162,12 @@ class BlockPlan:
                 )
             found.setdefault(self.aliases[name], tensor)
         missing = [name for name in self.axes if name not in found]
-        if missing:
+        if missing and not partial:
             raise PermutationSpecError(
                 f"{len(missing)} of the plan's {len(self.axes)} tensors are missing, the first "
                 f"{missing[:3]}. Pass them, or make a plan for the others with block_plan(spec, names)."
             )
-        return {name: found[name] for name in self.axes}
+        return {name: found[name] for name in self.axes if name in found}
 
     def to_blocks(
         self, tensors: Mapping[str, Shaped[Tensor, "..."]], *, channels: bool = False

@@ -4,13 +4,13 @@ import gc
 
 import pytest
 import torch
-from hand_specs import SPECS, act_on_each, random_specs, random_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nfopt.errors import PermutationSpecError
 from nfopt.symmetry import Atom, PermutationSpec, Prod, Sum, TensorAxes
 from nfopt.weightspace import block_plan
+from tests.hand_specs import SPECS, act_on_each, random_specs, random_tensors
 
 
 @given(random_specs(), st.integers(0, 99))

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from hand_specs import SPECS, random_specs, random_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from nfopt.errors import PermutationSpecError
 from nfopt.weightspace import block_plan, broadcast_back, pool, pooled_moments, scatter_to_atom
+from tests.hand_specs import SPECS, random_specs, random_tensors
 
 
 def block_named(spec_name, tensor, index=0):
