@@ -89,7 +89,6 @@ class NFOptimizer(torch.optim.Optimizer):
             model = params if model is None else model
             params = list(unwrap(params).named_parameters())
         self._source = SpecSource(model, example_inputs)
-        self._name_of = {} if model is None else {id(p): n for n, p in unwrap(model).named_parameters()}
         self._rules: dict[tuple[str, ...], LearnedUpdateRule] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._warned_past_end = False
@@ -103,9 +102,13 @@ class NFOptimizer(torch.optim.Optimizer):
             RULE_DIGEST: digest_of(self._theta) if self._theta else NOMINAL,
         }
         try:
-            super().__init__(_as_groups(params, self._name_of), defaults)
-        except ValueError as error:
+            super().__init__(params, defaults)
+        except (ValueError, TypeError) as error:
             raise OptimizerError(f"NFOptimizer cannot use these parameters: {error}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything, so that a deep copy of model and optimizer goes on like the original."""
+        return dict(self.__dict__)
 
     @property
     def spec(self) -> PermutationSpec:
@@ -118,23 +121,28 @@ class NFOptimizer(torch.optim.Optimizer):
         Raises:
             OptimizerError: a parameter is complex, not floating, or a name occurs twice.
         """
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        group[STEPS_TAKEN] = self.param_groups[0][STEPS_TAKEN]
-        names = group.get("param_names")
-        if names is None:
-            start = sum(len(g["params"]) for g in self.param_groups[:-1])
-            known = [self._name_of.get(id(p)) for p in group["params"]]
-            names = [n or f"parameter {start + i}" for i, n in enumerate(known)]
-            group["param_names"] = names
-        for name, param in zip(names, group["params"], strict=True):
+        params = param_group["params"]
+        entries = [params] if isinstance(params, Tensor) else list(params)
+        start = len(self._shapes)
+        named = [self._named(entry, start + i) for i, entry in enumerate(entries)]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, param in named:
             work_dtype(param.dtype)
-            if name in self._shapes:
-                self.param_groups.pop()
-                raise OptimizerError(
-                    f"the parameter name {name!r} occurs twice; give every parameter its own."
-                )
-            self._shapes[name] = tuple(param.shape)
+            if name in self._shapes or name in shapes:
+                raise OptimizerError(f"the parameter name {name!r} occurs twice; give each its own.")
+            shapes[name] = tuple(param.shape)
+        super().add_param_group({**param_group, "params": named})
+        self._shapes.update(shapes)
+        self.param_groups[-1][STEPS_TAKEN] = self.param_groups[0][STEPS_TAKEN]
+
+    def _named(self, entry: Any, position: int) -> tuple[str, Tensor]:
+        """Name a parameter as its model does, so that state and spec find each other by name."""
+        if isinstance(entry, tuple):
+            return entry
+        if not isinstance(entry, Tensor):
+            kind = type(entry).__name__
+            raise OptimizerError(f"a parameter is a tensor or a (name, tensor) pair, not {kind}.")
+        return self._source.name_of(entry) or f"parameter {position}", entry
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -327,22 +335,6 @@ class NFOptimizer(torch.optim.Optimizer):
                 stacklevel=4,
             )
         self._skips_seen = skips
-
-
-def _as_groups(params: Iterable[Any], name_of: Mapping[int, str]) -> list[Any]:
-    """Put the model's names beside bare parameters, so that state and spec find each other by name."""
-    entries = list(params)
-    if not name_of:
-        return entries
-
-    def named(param: Any, position: int) -> Any:
-        return (
-            (name_of.get(id(param), f"parameter {position}"), param) if isinstance(param, Tensor) else param
-        )
-
-    if entries and isinstance(entries[0], dict):
-        return entries
-    return [named(param, i) for i, param in enumerate(entries)]
 
 
 def _dense(grad: Tensor | None) -> Tensor:

@@ -144,14 +144,15 @@ class LearnedUpdateRule:
         steps, safe, trust, scalars = self._guard(safe, state, finite)
         slow, fast, second = self._accumulate(safe, state, finite)
         weights = [params[n].to(work) for n in self.names]
-        pooled = [
-            [pool(x.square(), layout) for x, layout in zip(xs, self.incidence.layouts, strict=True)]
-            for xs in (weights, slow)
-        ]
-        pooled_second = [pool(x, layout) for x, layout in zip(second, self.incidence.layouts, strict=True)]
+        pooled_weight, pooled_slow, pooled_second = (
+            [pool(square, layout) for square, layout in zip(squares, self.incidence.layouts, strict=True)]
+            for squares in ([w.square() for w in weights], [m.square() for m in slow], second)
+        )
         alive = directions.liveness(torch.stack([v.total for v in pooled_second]))
         agreement = [observations.cosine(f, s) for f, s in zip(fast, slow, strict=True)]
-        controls = self._decide(theta, *pooled, pooled_second, agreement, alive, steps, trust, progress)
+        controls = self._decide(
+            theta, pooled_weight, pooled_slow, pooled_second, agreement, alive, steps, trust, progress
+        )
         moves = self._mix(safe, slow, fast, second, pooled_second, controls, alive, steps)
 
         scale = linear_schedule(progress).expand(len(self.names)) if step_scale is None else step_scale

@@ -32,6 +32,25 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
+class _FirstForward:
+    """A forward pre-hook that notes the shapes of the first inputs, then removes itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.noted: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        hook: Any = self
+        self._handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+
+    @torch.compiler.disable  # pyright: ignore[reportArgumentType]
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.noted is None:
+            self.noted = tree_map(_without_data, args), tree_map(_without_data, kwargs)
+        self.release()
+
+    def release(self) -> None:
+        """Remove the hook from the model."""
+        self._handle.remove()
+
+
 class SpecSource:
     """Supplies the spec of a model, tracing it at most once.
 
@@ -46,25 +65,16 @@ class SpecSource:
     def __init__(self, model: nn.Module | None, example_inputs: Any = None) -> None:
         self._model = None if model is None else unwrap(model)
         self._spec: PermutationSpec | None = None
-        self._noted: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-        self._hook: Any = None
-        if self._model is None:
-            return
-        if example_inputs is not None:
+        self._first: _FirstForward | None = None
+        if self._model is not None and example_inputs is not None:
             self._spec = trace_permutation_spec(self._model, example_inputs)
-        else:
-            note: Any = torch.compiler.disable(fn=self._note)
-            self._hook = self._model.register_forward_pre_hook(note, with_kwargs=True)
+        elif self._model is not None:
+            self._first = _FirstForward(self._model)
 
-    def _note(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._noted is None:
-            self._noted = tree_map(_without_data, args), tree_map(_without_data, kwargs)
-        self._release_hook()
-
-    def _release_hook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+    def name_of(self, param: Tensor) -> str | None:
+        """Return the qualified name of a parameter of the model, or None."""
+        named = () if self._model is None else self._model.named_parameters()
+        return next((name for name, candidate in named if candidate is param), None)
 
     def spec(self, shapes: Mapping[str, tuple[int, ...]]) -> PermutationSpec:
         """Return the spec that covers the named tensors, uncoupled where nothing better is known.
@@ -72,7 +82,6 @@ class SpecSource:
         Warns once when tensors stay uncoupled: the rule then sees no neurons shared between tensors.
         """
         if self._spec is None:
-            self._release_hook()
             self._spec = self._trace()
         missing = {name: shape for name, shape in shapes.items() if _shape_in(self._spec, name) != shape}
         if missing:
@@ -86,10 +95,14 @@ class SpecSource:
 
     def _trace(self) -> PermutationSpec:
         reason = "it was given parameters without their model; pass the model to couple them"
-        if self._model is not None and self._noted is None:
+        noted = None
+        if self._first is not None:
+            self._first.release()
+            noted = self._first.noted
+        if self._model is not None and noted is None:
             reason = "no forward pass of the model was seen before the first step; pass example_inputs"
-        elif self._model is not None and self._noted is not None:
-            args, kwargs = tree_map(_zeros, self._noted)
+        elif self._model is not None and noted is not None:
+            args, kwargs = tree_map(_zeros, noted)
             try:
                 return trace_permutation_spec(self._model, (args, kwargs) if kwargs else args)
             except TraceError as error:
