@@ -32,8 +32,13 @@ class RandomisedModule:
     """
 
     def __init__(
-        self, module: nn.Module, spec: PermutationSpec, example_inputs: Any, generator: torch.Generator
-    ):
+        self,
+        module: nn.Module,
+        spec: PermutationSpec,
+        example_inputs: Any,
+        generator: torch.Generator,
+        gain: float = 1.0,
+    ) -> None:
         args, kwargs = example_arguments(example_inputs)
         self.description = f"{type(unwrap(module)).__name__}{describe_arguments(args, kwargs)}"
         self._args, self._kwargs = pytree.tree_map(lambda leaf: _input(leaf, generator), (args, kwargs))
@@ -42,11 +47,12 @@ class RandomisedModule:
             entry = spec.tensors.get(name)
             if entry is None:
                 return widened(tensor.detach().cpu().clone())
-            return _draw(name, tensor, entry, generator)
+            return _draw(name, tensor, entry, generator, gain)
 
         self.skeleton: Skeleton = copy_module(module, replace)
         self.base = {name: tensor.detach().clone() for name, tensor in self.skeleton.tensors.items()}
         self.promoted: dict[str, None] = {}
+        self._changed: dict[str, None] = {}
         self._state = [(part, _snapshot(part)) for part in self.skeleton.module.modules()]
 
     def run(self, changed: Mapping[str, Tensor] | None = None) -> list[Tensor]:
@@ -59,8 +65,9 @@ class RandomisedModule:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
-            for name, tensor in self.skeleton.tensors.items():
-                tensor.copy_(changed.get(name, self.base[name]))
+            for name in {**self._changed, **changed}:
+                self.skeleton.tensors[name].copy_(changed.get(name, self.base[name]))
+            self._changed = dict.fromkeys(changed)
             args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (self._args, self._kwargs))
             fast_path = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
@@ -70,6 +77,15 @@ class RandomisedModule:
             finally:
                 torch.backends.mha.set_fastpath_enabled(fast_path)
         return [leaf.clone() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+    def rounding(self, generator: torch.Generator) -> list[Tensor]:
+        """Return what the copy computes when every base tensor is off by about one rounding error."""
+        unit = torch.finfo(torch.float64).eps
+        off = {}
+        for name, tensor in self.base.items():
+            noise = torch.randn(tuple(tensor.shape), generator=generator, dtype=torch.float64)
+            off[name] = tensor * (1 + unit * noise) if tensor.is_floating_point() else tensor
+        return self.run(off)
 
 
 class _Promoting(TorchDispatchMode):
@@ -110,8 +126,8 @@ def _input(leaf: Any, generator: torch.Generator) -> Any:
     return leaf
 
 
-def _draw(name: str, tensor: Tensor, entry: TensorAxes, generator: torch.Generator) -> Tensor:
-    """Draw one tensor around the customary value of its role."""
+def _draw(name: str, tensor: Tensor, entry: TensorAxes, generator: torch.Generator, gain: float) -> Tensor:
+    """Draw one tensor around the customary value of its role; `gain` scales the matrices."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return tensor.detach().cpu().clone()
     dtype = _wide(tensor.dtype)
@@ -137,7 +153,7 @@ def _draw(name: str, tensor: Tensor, entry: TensorAxes, generator: torch.Generat
         fan_in *= size if role in ("in", "kernel") else 1
     if "in" not in roles:
         fan_in = max(fan_in, tensor.shape[-1])
-    return noise * (2.0 / fan_in) ** 0.5
+    return noise * gain * (2.0 / fan_in) ** 0.5
 
 
 def _snapshot(part: nn.Module) -> dict[str, Any]:

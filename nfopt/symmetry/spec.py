@@ -82,10 +82,10 @@ class PermutationSpec:
         for name, shape in shapes.items():
             sizes = tuple(shape)
             axes = tuple(Atom(f"{name}[{d}]", n) if n != 1 else UNIT for d, n in enumerate(sizes))
-            leading: tuple[DimRole, ...] = ("out", "in")
-            dims = leading[: len(sizes)] + ("kernel",) * (len(sizes) - 2)
+            kernel: list[DimRole] = ["kernel"] * (len(sizes) - 2)
+            dims: list[DimRole] = ["out", "in", *kernel]
             role: Role = "bias" if len(sizes) <= 1 else "linear" if len(sizes) == 2 else "conv"
-            tensors[name] = TensorAxes(axes, role=role, dims=dims)
+            tensors[name] = TensorAxes(axes, role=role, dims=tuple(dims[: len(sizes)]))
         return cls(tensors)
 
     @cached_property
