@@ -4,7 +4,7 @@ Every estimator works on a carry (where each pair's inner training stands) and r
 of copies; their mean is the estimate, and the means of two halves are independent estimates of their own.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -163,7 +163,7 @@ class ES:
         if not last:
             copies = torch.cat([copies, theta.expand(count, -1)])
         unrolled = unroll.run(copies, carry.state.repeated(len(copies) // count), steps)
-        pairs = Unrolled(unrolled.losses[: 2 * count], unrolled.failed[: 2 * count], unrolled.state)
+        pairs = replace(unrolled, losses=unrolled.losses[: 2 * count], failed=unrolled.failed[: 2 * count])
         estimate = _pair_estimate(noise, pairs, self.sigma, steps)
         return estimate, None if last else Carry(_rows(unrolled.state, slice(2 * count, None)))
 

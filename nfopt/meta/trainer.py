@@ -168,6 +168,7 @@ class MetaTrainer:
             "gain_over_nominal": float(numbers[:, 1].sum()) / gains if gains else None,
             "gradient_norm": norm,
             "half_cosine": half_cosine(gradients),
+            "task_cosine": half_cosine(gradients.transpose(0, 1)),
             "failures": int(numbers[:, 3].sum()),
             "theta_norm": float((self.outer.theta - shared.nominal).norm()),
             "learning_rate": self.config.outer.rate(ledger.step - 1),
@@ -260,6 +261,8 @@ class MetaTrainer:
 
 def half_cosine(gradients: Tensor) -> float | None:
     """Return the cosine between the mean gradients of even and of odd instances: how much is signal.
+
+    With slots and instances exchanged it also holds the noise of drawing tasks.
 
     Args:
         gradients: (slots, instances, meta-parameters); None is returned for fewer than two instances.

@@ -134,11 +134,13 @@ class Unrolled:
         losses: (copies,), each copy's contribution to its meta-loss.
         failed: (copies,), whether a loss in this piece was not finite.
         state: where inner training stands afterwards.
+        curve: (evaluations in the piece, copies), the validation losses in nats, without a graph.
     """
 
     losses: Tensor
     failed: Tensor
     state: InnerState
+    curve: Tensor
 
 
 class TruncatedUnroll:
@@ -204,6 +206,7 @@ class TruncatedUnroll:
         losses = theta.new_zeros(len(theta), dtype=self.task.dtype)
         failed = torch.zeros(len(theta), dtype=torch.bool, device=theta.device)
         params, rule_state = state.params, state.rule_state
+        curve: list[Tensor] = []
         with torch.set_grad_enabled(differentiable):
             for offset in range(steps):
                 images, labels = self.task.train_batch(self.instances, positions[offset])
@@ -219,7 +222,8 @@ class TruncatedUnroll:
                     loss = vmap(self.task.loss)(params, divisor, *validation)
                     value = self.objective.value(loss, self.task.source.classes)
                     losses = losses + self.objective.weight(done + 1, self.horizon) * value
-                    failed = failed | ~torch.isfinite(loss.detach())
+                    curve.append(loss.detach())
+                    failed = failed | ~torch.isfinite(curve[-1])
         # A checkpoint stores contiguous tensors; strides decide the order of summation in a product, so the
         # uninterrupted run has to go on from the same ones.
         ended = InnerState(
@@ -227,7 +231,9 @@ class TruncatedUnroll:
             {name: s.contiguous() for name, s in rule_state.items()},
             state.step + steps,
         )
-        return Unrolled(losses, failed, ended)
+        return Unrolled(
+            losses, failed, ended, torch.stack(curve) if curve else losses.new_zeros(0, len(theta))
+        )
 
     def _gradients(
         self, params: Tensors, divisor: Tensors, batch: tuple[Tensor, Tensor], differentiable: bool

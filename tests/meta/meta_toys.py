@@ -61,7 +61,7 @@ class DescentOnQuadratic:
                     x = x - theta[:, 0] * x
                     losses = losses + x.square() / 2
         failed = torch.zeros(len(x), dtype=torch.bool)
-        return Unrolled(losses, failed, InnerState({"x": x}, {}, state.step + steps))
+        return Unrolled(losses, failed, InnerState({"x": x}, {}, state.step + steps), losses[None])
 
     def full_gradient(self, theta: float) -> float:
         """d/dtheta of sum_t (1 - theta)^(2t) / 2."""

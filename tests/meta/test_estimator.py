@@ -1,5 +1,7 @@
 """Estimators of the meta-gradient against meta-gradients known by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from meta_toys import DescentOnQuadratic
@@ -108,7 +110,7 @@ class Broken(DescentOnQuadratic):
         failed = ran.failed.clone()
         failed[0] = True
         losses = torch.where(failed, torch.full_like(ran.losses, 9.0), ran.losses)
-        return Unrolled(losses, failed, ran.state)
+        return replace(ran, losses=losses, failed=failed)
 
 
 @pytest.mark.parametrize("estimator", [ES(), PES(truncation=6)])
@@ -126,7 +128,7 @@ def test_backprop_counts_an_instance_without_a_finite_gradient() -> None:
             ran = super().run(theta, state, steps, differentiable=differentiable)
             scale = torch.ones_like(ran.losses)
             scale[1] = float("inf")
-            return Unrolled(ran.losses * scale, ran.failed, ran.state)
+            return replace(ran, losses=ran.losses * scale)
 
     gradients, estimates = whole_training(TruncatedBackprop(6), Exploding())
     assert estimates[0].failures == 1
