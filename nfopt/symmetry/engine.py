@@ -279,7 +279,7 @@ def _same_axes(own: list[Term], axes: list[Term]) -> list[int] | None:
     order = []
     for term in own:
         match = next((i for i in spare if axes[i] == term), None)
-        if match is None or len(own) != len(axes):
+        if match is None:
             return None
         spare.remove(match)
         order.append(match)

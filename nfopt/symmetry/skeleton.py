@@ -81,8 +81,9 @@ def copy_module(module: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> 
             f"{type(module).__name__} cannot be copied: {error}. nfopt traces a copy, so as not to touch "
             "the model; give the class a __deepcopy__, or keep what cannot be copied out of the module."
         ) from error
-    for part in list(copied.modules()):
-        part.__dict__.pop("forward", None)
+    for original, part in zip(list(module.modules()), list(copied.modules()), strict=True):
+        if _is_patched(original):
+            part.__dict__.pop("forward", None)
         part.__dict__["_compiled_call_impl"] = None
         for name, child in list(part.named_children()):
             if unwrap(child) is not child:
@@ -140,13 +141,27 @@ def _replace_attributes(part: nn.Module, memo: dict[int, Any]) -> None:
                 else:
                     dropped.add(handle)
             memo[id(hooks)] = kept
-    for key in ("forward", "_original_forward", "_compiled_call_impl"):
+    for key in ("_original_forward", "_compiled_call_impl"):
         if attributes.get(key) is not None:
             memo[id(attributes[key])] = None
+    if _is_patched(part):
+        memo[id(attributes["forward"])] = None
     for value in attributes.values():
         for leaf in pytree.tree_leaves(value) if isinstance(value, dict | list | tuple) else [value]:
             if isinstance(leaf, Tensor) and id(leaf) not in memo:
                 memo[id(leaf)] = leaf.detach().cpu().clone()
+
+
+def _is_patched(part: nn.Module) -> bool:
+    """Whether a `forward` was put into an instance from outside, and the class has one of its own.
+
+    A class that chooses among its own methods (`self.forward = self.forward_fast`) is taken at its word.
+    """
+    own = part.__dict__.get("forward")
+    if own is None or type(part).forward is nn.Module.forward:
+        return False
+    function = getattr(own, "__func__", own)
+    return not any(function is entry for kind in type(part).__mro__ for entry in vars(kind).values())
 
 
 def _statistics(module: nn.Module) -> list[str]:

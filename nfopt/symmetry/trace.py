@@ -111,7 +111,8 @@ def _shape_only(name: str, tensor: Tensor) -> Tensor:
 
 def _real(name: str, tensor: Tensor) -> Tensor:
     if tensor.is_meta:
-        return torch.empty(tuple(tensor.shape), dtype=tensor.dtype, device="meta")
+        # Without values nothing is known to be constant.
+        return torch.randn(tuple(tensor.shape)).to(tensor.dtype)
     return tensor.detach().cpu().clone()
 
 

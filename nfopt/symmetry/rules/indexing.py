@@ -95,3 +95,9 @@ def scatter(call: Call) -> list[Axes]:
                 if len(other.axes) == len(value.axes):
                     call.fix_dim(value, d, DATA)
     return [value.axes]
+
+
+@rule("one_hot")
+def one_hot(call: Call) -> list[Axes]:
+    """A new axis into which data point."""
+    return [(*call.tensor().axes, call.fixed(call.out_shape[-1], DATA))]
