@@ -171,7 +171,7 @@ class WeightSpaceFeatures:
         for name in fan_in:
             weight = scaled["weights"][name]
             zero = torch.zeros_like(logs["weights"][name])
-            batch_dims, channels = zero.ndim, []
+            channels = []
             for i, source in enumerate(self.sources):
                 values = scaled[source].get(name)
                 if values is None:
@@ -185,7 +185,7 @@ class WeightSpaceFeatures:
                     before = scaled[self.sources[i - 1]].get(name)
                     before = weight if before is None else before
                     # Both have root mean square 1 (or are zero): the cosine is the mean of the product.
-                    channels.append((values * before).flatten(batch_dims).mean(-1))
+                    channels.append((values * before).reshape(*zero.shape, -1).mean(-1))
             result[name] = torch.stack(channels, dim=-1)
         return result
 
