@@ -2,9 +2,10 @@
 
 Weights are shared by role, so that one network serves every architecture and width. Neurons speak across
 tensors through their tokens (`nfopt.weightspace.Incidence`). Written as pure functions of a flat dictionary
-of weights, so that many perturbed copies run side by side under `torch.func.vmap`.
+of weights, in which any leading dimensions run many perturbed copies side by side.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -63,42 +64,61 @@ class TokenNetwork:
 
     def __call__(
         self,
-        theta: dict[str, Tensor],
+        theta: Mapping[str, Tensor],
         incidence: Incidence,
-        entry_features: Float[Tensor, "entries features"],
-        tensor_features: Float[Tensor, "tensors features"],
-    ) -> tuple[Float[Tensor, "tensors outputs"], Float[Tensor, " entries"]]:
-        """Return the unbounded decisions per tensor and per entry."""
+        entry_features: Float[Tensor, "*batch entries features"],
+        tensor_features: Float[Tensor, "*batch tensors features"],
+    ) -> tuple[Float[Tensor, "*batch tensors outputs"], Float[Tensor, "*batch entries"]]:
+        """Return the unbounded decisions per tensor and per entry.
+
+        Args:
+            theta: the weights, as from `init`, each behind the same leading dimensions as the features.
+            incidence: entries, tokens and tensors.
+            entry_features: features per row and column.
+            tensor_features: features per tensor.
+        """
         side = incidence.entry_side
         is_out = (side == 0)[:, None]
+        by_side = theta["entry"]
         from_entry = torch.where(
-            is_out, entry_features @ theta["entry"][0].T, entry_features @ theta["entry"][1].T
+            is_out, entry_features @ by_side[..., 0, :, :].mT, entry_features @ by_side[..., 1, :, :].mT
         )
-        from_tensor = (tensor_features @ theta["entry_from_tensor"].T)[incidence.entry_tensor]
-        hidden = torch.tanh(from_entry + from_tensor + theta["entry_bias"][side])
+        from_tensor = tensor_features @ theta["entry_from_tensor"].mT
+        bias = theta["entry_bias"].index_select(-2, side)
+        hidden = torch.tanh(from_entry + from_tensor.index_select(-2, incidence.entry_tensor) + bias)
         if self.couple:
-            token = _mean_into(hidden[incidence.edge_entry], incidence.edge_token, incidence.token_degree)
-            token = token + torch.tanh(token @ theta["token"].T)
-            back = _mean_into(token[incidence.edge_token], incidence.edge_entry, incidence.entry_degree)
+            token = mean_into(
+                hidden.index_select(-2, incidence.edge_entry), incidence.edge_token, incidence.token_degree
+            )
+            token = token + torch.tanh(token @ theta["token"].mT)
+            back = mean_into(
+                token.index_select(-2, incidence.edge_token), incidence.edge_entry, incidence.entry_degree
+            )
         else:
-            back = hidden + torch.tanh(hidden @ theta["token"].T)
-        pooled = _mean_into(back, incidence.entry_pool, incidence.pool_degree)
-        pooled = pooled.reshape(len(incidence.names), 2 * self.hidden)
-        summary = torch.cat([tensor_features, pooled], dim=-1)
-        summary = torch.tanh(summary @ theta["tensor"].T + theta["tensor_bias"])
-        outputs = summary @ theta["tensor_output"].T + theta["tensor_output_bias"]
+            back = hidden + torch.tanh(hidden @ theta["token"].mT)
+        pooled = mean_into(back, incidence.entry_pool, incidence.pool_degree)
+        pooled = pooled.unflatten(-2, (len(incidence.names), 2)).flatten(-2)
+        summary = torch.cat([tensor_features, pooled], dim=-1) @ theta["tensor"].mT
+        summary = torch.tanh(summary + theta["tensor_bias"].unsqueeze(-2))
+        outputs = summary @ theta["tensor_output"].mT + theta["tensor_output_bias"].unsqueeze(-2)
 
-        both = torch.cat([hidden, back], dim=-1)
-        gain = torch.where(
-            is_out, both @ theta["entry_output"][0, :, None], both @ theta["entry_output"][1, :, None]
-        )
-        centre = _mean_into(gain, incidence.entry_pool, incidence.pool_degree)
-        return outputs, (gain - centre[incidence.entry_pool])[:, 0]
+        gains = torch.cat([hidden, back], dim=-1) @ theta["entry_output"].mT
+        gain = torch.where(is_out, gains[..., :1], gains[..., 1:])
+        centre = mean_into(gain, incidence.entry_pool, incidence.pool_degree)
+        return outputs, (gain - centre.index_select(-2, incidence.entry_pool))[..., 0]
 
 
-def _mean_into(
-    values: Float[Tensor, "items channels"], index: Int[Tensor, " items"], degree: Int[Tensor, "places 1"]
-) -> Float[Tensor, "places channels"]:
-    """Average `values` over the items that share an index; places without items get 0."""
-    total = values.new_zeros(len(degree), values.shape[-1]).index_add(0, index, values)
-    return total / degree.clamp(min=1)
+def mean_into(
+    values: Float[Tensor, "*batch items channels"],
+    index: Int[Tensor, " items"],
+    degree: Int[Tensor, "places 1"],
+) -> Float[Tensor, "*batch places channels"]:
+    """Average `values` over the items that share an index; places without items get 0.
+
+    Args:
+        values: one row of channels per item.
+        index: the place of each item.
+        degree: number of items of each place.
+    """
+    empty = values.new_zeros(*values.shape[:-2], len(degree), values.shape[-1])
+    return empty.index_add(-2, index, values) / degree.clamp(min=1)

@@ -26,25 +26,25 @@ class Controls:
         gain: [entries] factor per row and per column, within 1/2 to 2.
     """
 
-    log_step: Float[Tensor, " tensors"]
-    fast_share: Float[Tensor, " tensors"]
-    adam_weight: Float[Tensor, " tensors"]
-    factored_weight: Float[Tensor, " tensors"]
-    log_decay: Float[Tensor, " tensors"]
-    gain: Float[Tensor, " entries"]
+    log_step: Float[Tensor, "*batch tensors"]
+    fast_share: Float[Tensor, "*batch tensors"]
+    adam_weight: Float[Tensor, "*batch tensors"]
+    factored_weight: Float[Tensor, "*batch tensors"]
+    log_decay: Float[Tensor, "*batch tensors"]
+    gain: Float[Tensor, "*batch entries"]
 
 
 def bound(
-    outputs: Float[Tensor, "tensors 5"],
-    entry_outputs: Float[Tensor, " entries"],
-    trust: Float[Tensor, " tensors"],
-    entry_trust: Float[Tensor, " entries"],
+    outputs: Float[Tensor, "*batch tensors 5"],
+    entry_outputs: Float[Tensor, "*batch entries"],
+    trust: Float[Tensor, "*batch tensors"],
+    entry_trust: Float[Tensor, "*batch entries"],
 ) -> Controls:
     """Turn the network's outputs into controls: nominal + trust x reach x tanh(output).
 
     Zero outputs, or zero trust, give the nominal optimizer.
     """
     reach = outputs.new_tensor(REACH)
-    values = outputs.new_tensor(NOMINAL) + trust[:, None] * reach * torch.tanh(outputs)
+    values = outputs.new_tensor(NOMINAL) + trust[..., None] * reach * torch.tanh(outputs)
     gain = torch.exp(entry_trust * GAIN_REACH * torch.tanh(entry_outputs))
     return Controls(*values.unbind(-1), gain=gain)

@@ -2,6 +2,7 @@
 
 All commute with permutations of a tensor's rows and of its columns. The one that a tensor nominally follows
 (orthogonalised momentum for matrices, Adam for the rest) is mixed with the others by the learned rule.
+Tensors may have leading dimensions, in which copies lie side by side; `dims` counts a copy's own dimensions.
 """
 
 from dataclasses import dataclass
@@ -33,12 +34,27 @@ class MomentumRates:
     second: float = 0.99
 
 
-def unit_rms(tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def mean(tensor: Float[Tensor, "..."], dims: int) -> Float[Tensor, "..."]:
+    """Average over the last `dims` dimensions, which stay with size 1."""
+    return tensor.mean(dim=tuple(range(-dims, 0)), keepdim=True) if dims else tensor
+
+
+def total_mean(tensor: Float[Tensor, "..."], dims: int) -> Float[Tensor, "*batch"]:
+    """Average over the last `dims` dimensions, which go."""
+    return tensor.mean(dim=tuple(range(-dims, 0))) if dims else tensor
+
+
+def unit_rms(tensor: Float[Tensor, "..."], dims: int) -> Float[Tensor, "..."]:
     """Scale `tensor` to RMS 1; a zero tensor stays zero."""
-    return tensor * tensor.square().mean().clamp(min=TINY).rsqrt()
+    return tensor * mean(tensor.square(), dims).clamp(min=TINY).rsqrt()
 
 
-def liveness(second: Float[Tensor, " tensors"]) -> Float[Tensor, " tensors"]:
+def spread(scalar: Float[Tensor, "*batch"], dims: int) -> Float[Tensor, "..."]:
+    """Append `dims` dimensions of size 1, so that one number per copy multiplies its tensor."""
+    return scalar.reshape(scalar.shape + (1,) * dims)
+
+
+def liveness(second: Float[Tensor, "*batch tensors"]) -> Float[Tensor, "*batch tensors"]:
     """Return v / (v + (NOISE)^2 max v) per tensor: near 1, but near 0 where the gradient is rounding noise.
 
     Directions have RMS 1 whatever the gradient's scale; without this factor a tensor whose gradient vanishes
@@ -47,45 +63,38 @@ def liveness(second: Float[Tensor, " tensors"]) -> Float[Tensor, " tensors"]:
     Args:
         second: mean second moment v of each tensor.
     """
-    return second / (second + NOISE**2 * second.max() + TINY)
+    return second / (second + NOISE**2 * second.amax(dim=-1, keepdim=True) + TINY)
 
 
-def lookahead(
-    grad: Float[Tensor, "..."],
-    slow: Float[Tensor, "..."],
-    fast: Float[Tensor, "..."],
-    fast_share: Float[Tensor, ""],
-    step: Float[Tensor, ""],
-    rates: MomentumRates,
-) -> Float[Tensor, "..."]:
-    """Mix the two bias-corrected Nesterov momenta: (1 - s) N(slow) + s N(fast).
+def lookahead_weights(
+    fast_share: Float[Tensor, "*batch tensors"], step: Float[Tensor, "*batch tensors"], rates: MomentumRates
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weights of slow momentum, fast momentum and gradient in the mixed Nesterov momentum.
 
-    N(m) = b m / (1 - b^t) + (1 - b) g, with b the momentum's rate and t the steps taken, this one included.
+    (1 - s) N(slow) + s N(fast) with N(m) = b m / (1 - b^t) + (1 - b) g, b the momentum's rate, t the steps
+    taken, this one included.
 
     Args:
-        grad: gradient of this step.
-        slow: slow momentum, this step included.
-        fast: fast momentum, this step included.
         fast_share: s; it may lie outside [0, 1].
         step: t.
         rates: the decay rates.
     """
-    slow_weight = (1 - fast_share) * rates.slow / (1 - rates.slow**step)
-    fast_weight = fast_share * rates.fast / (1 - rates.fast**step)
-    grad_weight = (1 - fast_share) * (1 - rates.slow) + fast_share * (1 - rates.fast)
-    return slow_weight * slow + fast_weight * fast + grad_weight * grad
+    slow = (1 - fast_share) * rates.slow / (1 - rates.slow**step)
+    fast = fast_share * rates.fast / (1 - rates.fast**step)
+    return slow, fast, (1 - fast_share) * (1 - rates.slow) + fast_share * (1 - rates.fast)
 
 
-def adam(momentum: Float[Tensor, "..."], second: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def adam(momentum: Float[Tensor, "..."], second: Float[Tensor, "..."], dims: int) -> Float[Tensor, "..."]:
     """Momentum over the root of the second moment, element by element (Kingma & Ba 2015), at RMS 1."""
     root = second.sqrt()
-    return unit_rms(momentum / (root + NOISE * root.mean() + TINY))
+    return unit_rms(momentum / (root + (NOISE * mean(root, dims) + TINY)), dims)
 
 
 def factored(
     momentum: Float[Tensor, "..."],
     rows: Float[Tensor, "..."],
     cols: Float[Tensor, "..."] | None,
+    dims: int,
 ) -> Float[Tensor, "..."]:
     """Momentum over the root of the factored second moment (Shazeer & Stern 2018), at RMS 1.
 
@@ -94,11 +103,12 @@ def factored(
         rows: mean of the second moment over all but the output dimensions (kept as size 1).
         cols: mean over all but the input dimensions, or None for a tensor without input dimensions: then all
             elements share one scale.
+        dims: dimensions of one copy.
     """
     if cols is None:
-        return unit_rms(momentum)
-    scale = rows.sqrt() * cols.sqrt()
-    return unit_rms(momentum / (scale + NOISE * scale.mean() + TINY))
+        return unit_rms(momentum, dims)
+    inverse = [(root + (NOISE * mean(root, dims) + TINY)).reciprocal() for root in (rows.sqrt(), cols.sqrt())]
+    return unit_rms(momentum * inverse[0] * inverse[1], dims)
 
 
 def orthogonal(
@@ -111,11 +121,11 @@ def orthogonal(
     directions: list[Tensor] = list(momenta)
     for members in _equal_shapes(layouts):
         matrices = [layouts[i].to_matrix(momenta[i]).flatten(-2) for i in members]
-        stack = orthogonalise(torch.stack(matrices) if len(members) > 1 else matrices[0][None])
-        for i, matrix in zip(members, stack.unbind(0), strict=True):
+        stack = torch.stack(matrices, dim=-3) if len(members) > 1 else matrices[0].unsqueeze(-3)
+        stack = unit_rms(orthogonalise(stack), 2)
+        for i, matrix in zip(members, stack.unbind(-3), strict=True):
             layout = layouts[i]
-            folded = matrix.unflatten(-1, (layout.in_size, layout.rest_size))
-            directions[i] = unit_rms(layout.from_matrix(folded))
+            directions[i] = layout.from_matrix(matrix.unflatten(-1, (layout.in_size, layout.rest_size)))
     return directions
 
 

@@ -11,15 +11,8 @@ from torch import Tensor, nn
 
 from nfopt.checkpoints import Checkpoint, digest_of
 from nfopt.errors import OptimizerError
-from nfopt.optim.rule import (
-    DAMPED,
-    SCALAR_STATE,
-    SKIPPED,
-    TENSOR_STATE,
-    LearnedUpdateRule,
-    common_work_dtype,
-    work_dtype,
-)
+from nfopt.optim.moments import DAMPED, SCALAR_STATE, SKIPPED, TENSOR_STATE
+from nfopt.optim.rule import LearnedUpdateRule, common_work_dtype, work_dtype
 from nfopt.optim.rule_checkpoint import NOMINAL, read_rule
 from nfopt.optim.schedule import Schedule
 from nfopt.optim.spec_source import NfoptWarning, SpecSource, unwrap

@@ -1,4 +1,7 @@
-"""Observations: what the learned rule sees of each row, column and tensor, free of scale where it can be."""
+"""Observations: what the learned rule sees of each row, column and tensor, free of scale where it can be.
+
+Tensors may have leading dimensions, in which copies of the model lie side by side.
+"""
 
 from dataclasses import dataclass
 from math import log
@@ -7,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nfopt.optim.directions import TINY, MomentumRates
+from nfopt.nn.tokens import mean_into
+from nfopt.optim.directions import TINY, MomentumRates, total_mean
 from nfopt.symmetry import Axis, PermutationSpec
 from nfopt.symmetry.axes import atoms_of
 from nfopt.weightspace.incidence import Incidence, MatrixLayout
@@ -36,27 +40,41 @@ TENSOR_FEATURES = (
 
 @dataclass(frozen=True)
 class Pooled:
-    """Mean squares of one tensor quantity: over the whole tensor, per row and per column (None without)."""
+    """Mean squares of one quantity of every tensor.
 
-    total: Float[Tensor, ""]
-    rows: Float[Tensor, "..."]
-    cols: Float[Tensor, "..."] | None
-
-
-def pool(squares: Float[Tensor, "..."], layout: MatrixLayout) -> Pooled:
-    """Average `squares` over everything, over all but the output, and over all but the input dimensions.
-
-    The averaged dimensions stay, with size 1.
+    Attributes:
+        rows: per tensor, averaged over all but its output dimensions, which stay (the rest has size 1).
+        cols: per tensor, averaged over all but its input dimensions, or None where it has none.
+        entries: rows and columns of all tensors in the incidence's order.
+        totals: averaged over each whole tensor.
     """
-    every = range(squares.dim())
-    row_dims = [d for d in every if d not in layout.out_dims]
-    rows = squares.mean(dim=row_dims, keepdim=True) if row_dims else squares
-    cols = (
-        squares.mean(dim=[d for d in every if d not in layout.in_dims], keepdim=True)
-        if layout.in_dims
-        else None
-    )
-    return Pooled(rows.mean(), rows, cols)
+
+    rows: list[Float[Tensor, "..."]]
+    cols: list[Float[Tensor, "..."] | None]
+    entries: Float[Tensor, "*batch entries"]
+    totals: Float[Tensor, "*batch tensors"]
+
+
+def pool(squares: list[Float[Tensor, "..."]], layouts: tuple[MatrixLayout, ...]) -> Pooled:
+    """Average the squares of every tensor over rows, columns and everything."""
+    rows: list[Tensor] = []
+    cols: list[Tensor | None] = []
+    pieces: list[Tensor] = []
+    for square, layout in zip(squares, layouts, strict=True):
+        dims = len(layout.shape)
+        batch = square.dim() - dims
+        rows.append(_mean_but(square, layout.out_dims, dims))
+        pieces.append(rows[-1].reshape(*square.shape[:batch], layout.out_size))
+        cols.append(_mean_but(square, layout.in_dims, dims) if layout.in_dims else None)
+        if (col := cols[-1]) is not None:
+            pieces.append(col.reshape(*square.shape[:batch], layout.in_size))
+    totals = [total_mean(row, len(layout.shape)) for row, layout in zip(rows, layouts, strict=True)]
+    return Pooled(rows, cols, torch.cat(pieces, dim=-1), torch.stack(totals, dim=-1))
+
+
+def _mean_but(tensor: Float[Tensor, "..."], kept: tuple[int, ...], dims: int) -> Float[Tensor, "..."]:
+    averaged = [d - dims for d in range(dims) if d not in kept]
+    return tensor.mean(dim=averaged, keepdim=True) if averaged else tensor
 
 
 def static_features(
@@ -83,100 +101,86 @@ def static_features(
     return torch.tensor(table, dtype=torch.float64).reshape(len(incidence.names), 8)
 
 
-def entry_features(
-    weight: list[Pooled],
-    momentum: list[Pooled],
-    second: list[Pooled],
-    correction: Float[Tensor, " tensors"],
-    alive: Float[Tensor, " tensors"],
-) -> Float[Tensor, "entries 4"]:
-    """Return log-ratios per row and column: of W, m and v to their tensor's mean, and of m to v.
+@dataclass(frozen=True)
+class Observed:
+    """What a step has measured, from which the features are made.
 
-    Args:
-        weight: pooled squares of the weights, one per tensor.
-        momentum: pooled squares of the slow momentum.
-        second: pooled second moment.
-        correction: log of the factor that corrects both biases in m^2 / v.
-        alive: from `directions.liveness`; what is read off a gradient of rounding noise counts as 0.
-    """
-    columns = []
-    for w, m, v, c, a in zip(weight, momentum, second, correction.unbind(0), alive.unbind(0), strict=True):
-        for side in ("rows", "cols"):
-            w_side, m_side, v_side = getattr(w, side), getattr(m, side), getattr(v, side)
-            if w_side is not None:
-                signal = _log_ratio(m_side.flatten(), v_side.flatten()) + 0.5 * c
-                columns.append(
-                    torch.stack(
-                        [
-                            _bounded(_log_ratio(w_side.flatten(), w.total)),
-                            a * _bounded(_log_ratio(m_side.flatten(), m.total)),
-                            a * _bounded(_log_ratio(v_side.flatten(), v.total)),
-                            a * _bounded(signal),
-                        ],
-                        dim=-1,
-                    )
-                )
-    return torch.cat(columns)
-
-
-def tensor_features(
-    weight: list[Pooled],
-    momentum: list[Pooled],
-    second: list[Pooled],
-    agreement: list[Float[Tensor, ""]],
-    correction: Float[Tensor, " tensors"],
-    alive: Float[Tensor, " tensors"],
-    step: Float[Tensor, " tensors"],
-    progress: Float[Tensor, ""],
-    weight_unit: Float[Tensor, " tensors"],
-    static: Float[Tensor, "tensors 8"],
-) -> Float[Tensor, "tensors 17"]:
-    """Return the features named in TENSOR_FEATURES.
-
-    Args:
-        weight: pooled squares of the weights, one per tensor.
-        momentum: pooled squares of the slow momentum.
-        second: pooled second moment.
+    Attributes:
+        weight: mean squares of the weights.
+        momentum: mean squares of the slow momentum.
+        second: second moments.
         agreement: cosine between the fast and the slow momentum.
-        correction: log of the factor that corrects both biases in m^2 / v.
         alive: from `directions.liveness`; what is read off a gradient of rounding noise counts as 0.
         step: steps taken, this one included.
         progress: share of the training done, in (0, 1].
+    """
+
+    weight: Pooled
+    momentum: Pooled
+    second: Pooled
+    agreement: Float[Tensor, "*batch tensors"]
+    alive: Float[Tensor, "*batch tensors"]
+    step: Float[Tensor, "*batch tensors"]
+    progress: Float[Tensor, ""]
+
+
+def features(
+    seen: Observed,
+    incidence: Incidence,
+    rates: MomentumRates,
+    weight_unit: Float[Tensor, " tensors"],
+    static: Float[Tensor, "tensors 8"],
+) -> tuple[Float[Tensor, "*batch entries 4"], Float[Tensor, "*batch tensors 17"]]:
+    """Return the features named in ENTRY_FEATURES and TENSOR_FEATURES.
+
+    Args:
+        seen: the step's measurements.
+        incidence: entries, tokens and tensors.
+        rates: the momenta's decay rates.
         weight_unit: the weights' usual RMS: 1 / sqrt(fan-in) for matrices and kernels, 1 for the rest.
         static: from `static_features`.
     """
-    w = torch.stack([p.total for p in weight])
-    m = torch.stack([p.total for p in momentum])
-    v = torch.stack([p.total for p in second])
-    row_evenness = torch.stack([_evenness(p.rows) for p in momentum])
-    column_evenness = torch.stack([_evenness(p.rows if p.cols is None else p.cols) for p in momentum])
-    wide = torch.ones_like(w)
+    # What turns slow^2 / second into the ratio of the unbiased averages, as a log.
+    correction = 0.5 * torch.log1p(-(rates.second**seen.step)) - torch.log1p(-(rates.slow**seen.step))
+    of = incidence.entry_tensor
+
+    def relative(pooled: Pooled) -> Tensor:
+        return _bounded(_log_ratio(pooled.entries, pooled.totals.index_select(-1, of)))
+
+    alive = seen.alive.index_select(-1, of)
+    signal = _log_ratio(seen.momentum.entries, seen.second.entries) + correction.index_select(-1, of)
+    momentum, second = relative(seen.momentum), relative(seen.second)
+    entries = torch.stack(
+        [relative(seen.weight), alive * momentum, alive * second, alive * _bounded(signal)], dim=-1
+    )
+    evenness = _evenness(seen.momentum, incidence)
+    wide = torch.ones_like(seen.alive)
     dynamic = torch.stack(
         [
-            _bounded(_log_ratio(w, weight_unit.square())),
-            alive * _bounded(_log_ratio(m, v) + 0.5 * correction),
-            alive * torch.stack(agreement),
-            alive * row_evenness,
-            alive * column_evenness,
-            torch.log1p(step) / 4 - 1,
-            (2 * progress - 1) * wide,
-            torch.exp(-progress / 0.05) * wide,
-            torch.exp((progress - 1) / 0.1) * wide,
+            _bounded(_log_ratio(seen.weight.totals, weight_unit.square())),
+            seen.alive * _bounded(_log_ratio(seen.momentum.totals, seen.second.totals) + correction),
+            seen.alive * seen.agreement,
+            seen.alive * evenness[..., 0],
+            seen.alive * evenness[..., 1],
+            torch.log1p(seen.step) / 4 - 1,
+            (2 * seen.progress - 1) * wide,
+            torch.exp(-seen.progress / 0.05) * wide,
+            torch.exp((seen.progress - 1) / 0.1) * wide,
         ],
         dim=-1,
     )
-    return torch.cat([dynamic, static], dim=-1)
+    return entries, torch.cat([dynamic, static.expand(*dynamic.shape[:-1], -1)], dim=-1)
 
 
-def bias_correction(step: Float[Tensor, " tensors"], rates: MomentumRates) -> Float[Tensor, " tensors"]:
-    """Return log of the factor that turns slow^2 / second into the ratio of the unbiased averages."""
-    return torch.log1p(-(rates.second**step)) - 2 * torch.log1p(-(rates.slow**step))
-
-
-def cosine(first: Float[Tensor, "..."], second: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Return the cosine between two tensors, 0 when either is zero."""
-    first_norm, second_norm = first.square().mean().sqrt(), second.square().mean().sqrt()
-    return (first * second).mean() / (first_norm * second_norm).clamp(min=TINY)
+def cosines(first: list[Tensor], second: list[Tensor], layouts: tuple[MatrixLayout, ...]) -> Tensor:
+    """Return the cosine between the tensors of two lists, pair by pair; 0 when either is zero."""
+    found = []
+    for a, b, layout in zip(first, second, layouts, strict=True):
+        dims = len(layout.shape)
+        a, b = (a.flatten(-dims), b.flatten(-dims)) if dims else (a[..., None], b[..., None])
+        norm = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
+        found.append(torch.linalg.vecdot(a, b) / norm.clamp(min=TINY))
+    return torch.stack(found, dim=-1)
 
 
 def _log_ratio(square: Float[Tensor, "..."], unit: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -188,10 +192,12 @@ def _bounded(value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return value.clamp(-4.0, 4.0) / 2
 
 
-def _evenness(squares: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Share of the entries that carry the squares: 1 when all are equal, 1/n when one has everything."""
-    relative = squares / squares.mean().clamp(min=TINY)
-    return 1.0 / relative.square().mean().clamp(min=1.0)
+def _evenness(pooled: Pooled, incidence: Incidence) -> Float[Tensor, "*batch tensors 2"]:
+    """Share of the rows, and of the columns, that carry the squares: 1 when all are equal, 1/n for one."""
+    unit = pooled.totals.index_select(-1, incidence.entry_tensor).clamp(min=TINY)
+    relative = (pooled.entries / unit).square()[..., None]
+    spread = mean_into(relative, incidence.entry_pool, incidence.pool_degree)
+    return 1.0 / spread.clamp(min=1.0).unflatten(-2, (len(incidence.names), 2))[..., 0]
 
 
 def _atom_names(axes: tuple[Axis, ...], dims: tuple[int, ...]) -> list[str]:

@@ -8,8 +8,8 @@ Per tensor W (rows x columns x kernel positions), with fast and slow momentum an
     update    -s * schedule * exp(log step) * row gain * column gain * d - s * schedule * decay * W
 
 where `own` is orthogonalised momentum for matrices and Adam for the rest, and s the nominal step. With
-the network's output layers at zero this is the nominal optimizer. No control flow depends on data, so the
-rule runs under `torch.func.vmap` over weights of the network, parameters, gradients and state.
+the network's output layers at zero this is the nominal optimizer. No control flow depends on data, and all of
+theta, params, grads and state may have the same leading dimensions, in which copies run side by side.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,25 +22,15 @@ from torch import Tensor
 
 from nfopt.errors import OptimizerError
 from nfopt.nn.tokens import TokenNetwork
-from nfopt.optim import directions, guard, observations
+from nfopt.optim import directions, observations
 from nfopt.optim.controls import CONTROL_NAMES, Controls, bound
-from nfopt.optim.directions import MomentumRates
-from nfopt.optim.observations import ENTRY_FEATURES, TENSOR_FEATURES, Pooled, pool
+from nfopt.optim.directions import MomentumRates, spread
+from nfopt.optim.moments import SCALAR_STATE, TENSOR_STATE, Moments, accumulate
+from nfopt.optim.observations import ENTRY_FEATURES, TENSOR_FEATURES, Observed, Pooled, pool
 from nfopt.optim.schedule import linear_schedule
 from nfopt.symmetry import PermutationSpec
-from nfopt.weightspace.incidence import Incidence, MatrixLayout, build_incidence
+from nfopt.weightspace.incidence import Incidence, MatrixLayout, Side, build_incidence
 
-SLOW, FAST, SECOND, STEP, USUAL, SKIPPED, DAMPED = (
-    "slow",
-    "fast",
-    "second",
-    "step",
-    "usual_log_grad",
-    "skipped",
-    "damped",
-)
-TENSOR_STATE = (SLOW, FAST, SECOND)
-SCALAR_STATE = (STEP, USUAL, SKIPPED, DAMPED)
 MATRIX_ROLES = ("linear", "conv", "recurrent", "other")
 
 
@@ -58,7 +48,7 @@ class RuleConfig:
     """
 
     matrix_step: float = 0.02
-    vector_step: float = 0.003
+    vector_step: float = 0.005
     weight_decay: float = 0.1
     rates: MomentumRates = field(default_factory=MomentumRates)
     hidden: int = 8
@@ -95,6 +85,9 @@ class LearnedUpdateRule:
         )
         self._static = observations.static_features(spec, self.incidence, self.matrices)
         self._units = torch.tensor([self._weight_unit(n) for n in self.names], dtype=torch.float64)
+        self._steps = torch.tensor([self._nominal_step(n) for n in self.names], dtype=torch.float64)
+        self._is_matrix = torch.tensor([float(n in self.matrices) for n in self.names], dtype=torch.float64)
+        self._decay = torch.full_like(self._units, self.config.weight_decay)
 
     def init_theta(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Draw the network's weights; its output layers are zero: the nominal optimizer."""
@@ -124,6 +117,8 @@ class LearnedUpdateRule:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Propose one step.
 
+        All of theta, params, grads and state may have the same leading dimensions: one copy each.
+
         Args:
             theta: the network's weights, from `init_theta` or a checkpoint.
             params: the parameters, by name.
@@ -137,161 +132,95 @@ class LearnedUpdateRule:
             Updates to be added to the parameters, and the new state. If any gradient is not finite, the
             updates are zero and the state stays, but for the count of skipped steps.
         """
-        raw = [grads[n] for n in self.names]
         work = common_work_dtype(params[n].dtype for n in self.names)
-        finite = guard.all_finite(raw)
-        safe = [torch.where(finite, g, torch.zeros_like(g)).to(work) for g in raw]
-        steps, safe, trust, scalars = self._guard(safe, state, finite)
-        slow, fast, second = self._accumulate(safe, state, finite)
+        self._move_to(params[self.names[0]].device, work)
         weights = [params[n].to(work) for n in self.names]
-        pooled_weight, pooled_slow, pooled_second = (
-            [pool(square, layout) for square, layout in zip(squares, self.incidence.layouts, strict=True)]
-            for squares in ([w.square() for w in weights], [m.square() for m in slow], second)
+        layouts = self.incidence.layouts
+        moments = accumulate(
+            [grads[n].to(work) for n in self.names], state, self.names, layouts, self.config.rates
         )
-        alive = directions.liveness(torch.stack([v.total for v in pooled_second]))
-        agreement = [observations.cosine(f, s) for f, s in zip(fast, slow, strict=True)]
-        controls = self._decide(
-            theta, pooled_weight, pooled_slow, pooled_second, agreement, alive, steps, trust, progress
+        second = pool(moments.second, layouts)
+        alive = directions.liveness(second.totals)
+        seen = Observed(
+            weight=pool([w.square() for w in weights], layouts),
+            momentum=pool([m.square() for m in moments.slow], layouts),
+            second=second,
+            agreement=observations.cosines(moments.fast, moments.slow, layouts),
+            alive=alive,
+            step=moments.step,
+            progress=progress[..., None],
         )
-        moves = self._mix(safe, slow, fast, second, pooled_second, controls, alive, steps)
+        controls = self._decide(theta, seen, moments.trust)
+        moves = self._mix(moments, second, controls)
 
-        scale = linear_schedule(progress).expand(len(self.names)) if step_scale is None else step_scale
-        scale = torch.where(finite, scale, torch.zeros_like(scale)).to(work)
-        decay = [self.config.weight_decay] * len(self.names) if weight_decay is None else weight_decay
-        updates = self._scale(moves, weights, controls, scale, decay)
-        new_state: dict[str, Tensor] = {}
-        for i, name in enumerate(self.names):
-            new_state[f"{name}/{SLOW}"] = slow[i]
-            new_state[f"{name}/{FAST}"] = fast[i]
-            new_state[f"{name}/{SECOND}"] = second[i]
-            for key, values in scalars.items():
-                new_state[f"{name}/{key}"] = values[i]
-        return {n: u.to(params[n].dtype) for n, u in zip(self.names, updates, strict=True)}, new_state
+        scale = linear_schedule(progress)[..., None] if step_scale is None else step_scale
+        scale = torch.where(moments.finite[..., None], scale, torch.zeros_like(scale)).to(work)
+        sizes = scale * alive * self._steps * torch.exp(controls.log_step)
+        decay = self._decay if weight_decay is None else torch.tensor(weight_decay).to(self._decay)
+        shrink = scale * self._is_matrix * self.config.matrix_step * decay * torch.exp(controls.log_decay)
+        updates = self._scale(moves, weights, controls.gain, sizes, shrink)
+        return (
+            {n: u.to(params[n].dtype) for n, u in zip(self.names, updates, strict=True)},
+            moments.state(self.names),
+        )
 
-    def _guard(
-        self, grads: list[Tensor], state: Mapping[str, Tensor], finite: Tensor
-    ) -> tuple[Tensor, list[Tensor], Tensor, dict[str, Tensor]]:
-        """Clip anomalous gradients; return steps, gradients, trust in the learned part, new scalar state."""
-        before = {key: torch.stack([state[f"{n}/{key}"] for n in self.names]) for key in SCALAR_STATE}
-        current = torch.stack([guard.log_norm(g) for g in grads])
-        trust = guard.trust(before[USUAL], current, before[STEP])
-        clip = guard.clip_factor(before[USUAL], current, before[STEP])
-        clipped = [g * c for g, c in zip(grads, clip.unbind(0), strict=True)]
-        done = finite.to(current.dtype)
-        usual = guard.update_usual(before[USUAL], current, before[STEP])
-        steps = before[STEP] + done
-        after = {
-            STEP: steps,
-            USUAL: torch.where(finite, usual, before[USUAL]),
-            SKIPPED: before[SKIPPED] + (1 - done),
-            DAMPED: before[DAMPED] + done * (trust < 1).to(current.dtype),
-        }
-        return steps.clamp(min=1.0), clipped, trust, after
-
-    def _accumulate(
-        self, grads: list[Tensor], state: Mapping[str, Tensor], finite: Tensor
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Return the momenta with this step's gradients, unchanged when the step is skipped."""
-        rates = self.config.rates
-        done = finite.to(grads[0].dtype)
-
-        def averaged(key: str, values: list[Tensor], rate: float) -> list[Tensor]:
-            weight = (1 - rate) * done
-            return [
-                torch.lerp(state[f"{n}/{key}"], v, weight) for n, v in zip(self.names, values, strict=True)
-            ]
-
-        slow = averaged(SLOW, grads, rates.slow)
-        fast = averaged(FAST, grads, rates.fast)
-        return slow, fast, averaged(SECOND, [g.square() for g in grads], rates.second)
-
-    def _decide(
-        self,
-        theta: Mapping[str, Tensor],
-        weight: list[Pooled],
-        momentum: list[Pooled],
-        second: list[Pooled],
-        agreement: list[Tensor],
-        alive: Tensor,
-        steps: Tensor,
-        trust: Tensor,
-        progress: Tensor,
-    ) -> Controls:
+    def _decide(self, theta: Mapping[str, Tensor], seen: Observed, trust: Tensor) -> Controls:
         """Run the network on the observations."""
-        self._move_to(steps)
-        correction = observations.bias_correction(steps, self.config.rates)
-        entries = observations.entry_features(weight, momentum, second, correction, alive)
-        tensors = observations.tensor_features(
-            weight, momentum, second, agreement, correction, alive, steps, progress, self._units, self._static
+        entries, tensors = observations.features(
+            seen, self.incidence, self.config.rates, self._units, self._static
         )
-        network = {key: value.to(steps.dtype) for key, value in theta.items()}
+        network = {key: value.to(entries.dtype) for key, value in theta.items()}
         outputs, entry_outputs = self.network(network, self.incidence, entries, tensors)
-        return bound(outputs, entry_outputs, trust, trust[self.incidence.entry_tensor])
+        return bound(outputs, entry_outputs, trust, trust.index_select(-1, self.incidence.entry_tensor))
 
-    def _mix(
-        self,
-        grads: list[Tensor],
-        slow: list[Tensor],
-        fast: list[Tensor],
-        second: list[Tensor],
-        pooled_second: list[Pooled],
-        controls: Controls,
-        alive: Tensor,
-        steps: Tensor,
-    ) -> list[Tensor]:
+    def _mix(self, moments: Moments, second: Pooled, controls: Controls) -> list[Tensor]:
         """Return each tensor's direction, at RMS 1 before the gains."""
+        weights = directions.lookahead_weights(controls.fast_share, moments.step, self.config.rates)
+        slow, fast, grad = (w.unbind(-1) for w in weights)
+        dims = [len(layout.shape) for layout in self.incidence.layouts]
         momenta = [
-            directions.lookahead(g, s, f, share, step, self.config.rates)
-            for g, s, f, share, step in zip(
-                grads, slow, fast, controls.fast_share.unbind(0), steps.unbind(0), strict=True
-            )
+            spread(slow[i], k) * moments.slow[i]
+            + spread(fast[i], k) * moments.fast[i]
+            + spread(grad[i], k) * moments.grads[i]
+            for i, k in enumerate(dims)
         ]
-        adam = [directions.adam(m, v) for m, v in zip(momenta, second, strict=True)]
-        own = dict(zip(self.names, adam, strict=True))
+        adam = [directions.adam(m, v, k) for m, v, k in zip(momenta, moments.second, dims, strict=True)]
+        own = list(adam)
         chosen = [i for i, name in enumerate(self.names) if name in self.matrices]
         layouts = [self.incidence.layouts[i] for i in chosen]
-        for i, direction in zip(
-            chosen, directions.orthogonal([momenta[i] for i in chosen], layouts), strict=True
-        ):
-            own[self.names[i]] = direction
+        turned = directions.orthogonal([momenta[i] for i in chosen], layouts)
+        for i, direction in zip(chosen, turned, strict=True):
+            own[i] = direction
+        adam_weight, factored_weight = controls.adam_weight.unbind(-1), controls.factored_weight.unbind(-1)
         moves = []
-        for i, name in enumerate(self.names):
-            a, b = controls.adam_weight[i], controls.factored_weight[i]
-            spread = directions.factored(momenta[i], pooled_second[i].rows, pooled_second[i].cols)
-            mixed = (1 - a - b) * own[name] + a * adam[i] + b * spread
-            moves.append(alive[i] * directions.unit_rms(mixed))
+        for i, k in enumerate(dims):
+            a, b = spread(adam_weight[i], k), spread(factored_weight[i], k)
+            flat = directions.factored(momenta[i], second.rows[i], second.cols[i], k)
+            moves.append(directions.unit_rms((1 - a - b) * own[i] + a * adam[i] + b * flat, k))
         return moves
 
     def _scale(
-        self,
-        moves: list[Tensor],
-        weights: list[Tensor],
-        controls: Controls,
-        scale: Tensor,
-        decay: Sequence[float],
+        self, moves: list[Tensor], weights: list[Tensor], gain: Tensor, sizes: Tensor, shrink: Tensor
     ) -> list[Tensor]:
         """Return the updates: directions with step sizes and gains, and the decoupled weight decay."""
         updates = []
-        for i, name in enumerate(self.names):
-            layout = self.layouts[name]
-            row_gain, col_gain = self._gains(name, layout, controls.gain)
-            size = scale[i] * self._nominal_step(name) * torch.exp(controls.log_step[i])
-            update = -size * row_gain * moves[i]
-            if col_gain is not None:
-                update = update * col_gain
-            if name in self.matrices and decay[i]:
-                shrink = scale[i] * self.config.matrix_step * decay[i] * torch.exp(controls.log_decay[i])
-                update = update - shrink * weights[i]
+        by_tensor = zip(sizes.unbind(-1), shrink.unbind(-1), strict=True)
+        for i, (size, decay) in enumerate(by_tensor):
+            name, layout = self.names[i], self.incidence.layouts[i]
+            k = len(layout.shape)
+            update = moves[i] * (-spread(size, k) * self._gain(gain, name, "out", layout.out_dims))
+            if layout.in_dims:
+                update = update * self._gain(gain, name, "in", layout.in_dims)
+            if name in self.matrices:
+                update = update - spread(decay, k) * weights[i]
             updates.append(update)
         return updates
 
-    def _gains(self, name: str, layout: MatrixLayout, gain: Tensor) -> tuple[Tensor, Tensor | None]:
-        rows = gain[self.incidence.slices[name, "out"]]
-        rows = rows.reshape([n if d in layout.out_dims else 1 for d, n in enumerate(layout.shape)])
-        if not layout.in_dims:
-            return rows, None
-        cols = gain[self.incidence.slices[name, "in"]]
-        return rows, cols.reshape([n if d in layout.in_dims else 1 for d, n in enumerate(layout.shape)])
+    def _gain(self, gain: Tensor, name: str, side: Side, dims: tuple[int, ...]) -> Tensor:
+        """Return the gains of a tensor's rows or columns, shaped to multiply it."""
+        values = gain[..., self.incidence.slices[name, side]]
+        shape = [n if d in dims else 1 for d, n in enumerate(self.layouts[name].shape)]
+        return values.reshape((*gain.shape[:-1], *shape))
 
     def _nominal_step(self, name: str) -> float:
         if self._has_fan_in(name):
@@ -307,11 +236,14 @@ class LearnedUpdateRule:
         role = self.spec.tensors[self.spec.aliases.get(name, name)].role
         return name in self.matrices or (role == "conv" and self.layouts[name].rest_size > 1)
 
-    def _move_to(self, like: Tensor) -> None:
-        if self._static.device != like.device or self._static.dtype != like.dtype:
-            self._static = self._static.to(like.device, like.dtype)
-            self._units = self._units.to(like.device, like.dtype)
-            self.incidence = self.incidence.to(like.device)
+    def _move_to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Bring the constants to where the parameters are."""
+        if self._static.device != device or self._static.dtype != dtype:
+            self._static, self._units, self._steps, self._decay, self._is_matrix = (
+                constant.to(device, dtype)
+                for constant in (self._static, self._units, self._steps, self._decay, self._is_matrix)
+            )
+            self.incidence = self.incidence.to(device)
 
 
 def work_dtype(dtype: torch.dtype) -> torch.dtype:

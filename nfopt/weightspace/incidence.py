@@ -75,14 +75,17 @@ class MatrixLayout:
         """Dimensions in the order rows, columns, rest."""
         return self.out_dims + self.in_dims + self.rest
 
-    def to_matrix(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "out in rest"]:
-        """View `tensor` as [rows, columns, kernel positions]."""
-        return tensor.permute(self.order).reshape(self.out_size, self.in_size, self.rest_size)
+    def to_matrix(self, tensor: Float[Tensor, "..."]) -> Float[Tensor, "*batch out in rest"]:
+        """View `tensor` as [rows, columns, kernel positions], behind any leading dimensions."""
+        batch = tensor.shape[: tensor.dim() - len(self.shape)]
+        order = [*range(len(batch)), *(len(batch) + d for d in self.order)]
+        return tensor.permute(order).reshape(*batch, self.out_size, self.in_size, self.rest_size)
 
-    def from_matrix(self, matrix: Float[Tensor, "out in rest"]) -> Float[Tensor, "..."]:
+    def from_matrix(self, matrix: Float[Tensor, "*batch out in rest"]) -> Float[Tensor, "..."]:
         """Undo `to_matrix`."""
-        inverse = [self.order.index(d) for d in range(len(self.shape))]
-        return matrix.reshape([self.shape[d] for d in self.order]).permute(inverse)
+        batch = matrix.shape[:-3]
+        inverse = [*range(len(batch)), *(len(batch) + self.order.index(d) for d in range(len(self.shape)))]
+        return matrix.reshape((*batch, *(self.shape[d] for d in self.order))).permute(inverse)
 
 
 @dataclass(frozen=True, eq=False)

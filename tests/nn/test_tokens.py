@@ -90,7 +90,7 @@ def test_many_weights_run_side_by_side_as_they_do_alone() -> None:
     entries, tensors = features(3, incidence)
     theta = weights()
     both = {k: torch.stack([v, 0.5 * v]) for k, v in theta.items()}
-    outputs, gains = torch.func.vmap(lambda t: NETWORK(t, incidence, entries, tensors))(both)
+    outputs, gains = NETWORK(both, incidence, torch.stack([entries] * 2), torch.stack([tensors] * 2))
     for i, scale in enumerate((1.0, 0.5)):
         alone = NETWORK({k: scale * v for k, v in theta.items()}, incidence, entries, tensors)
         assert torch.allclose(outputs[i], alone[0])

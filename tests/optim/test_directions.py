@@ -28,10 +28,10 @@ def test_every_direction_has_rms_one_whatever_the_gradients_scale(seed: int, log
     momentum = torch.randn(3, 5, 2, 2, generator=generator) * 10**log_scale
     second = momentum.square() * (1 + torch.rand(3, 5, 2, 2, generator=generator))
     layout = layout_of(3, 5, 2, 2)
-    pooled = pool(second, layout)
+    pooled = pool([second], (layout,))
     for direction in (
-        directions.adam(momentum, second),
-        directions.factored(momentum, pooled.rows, pooled.cols),
+        directions.adam(momentum, second, 4),
+        directions.factored(momentum, pooled.rows[0], pooled.cols[0], 4),
         directions.orthogonal([momentum], [layout])[0],
     ):
         assert rms(direction) == pytest.approx(1.0, rel=1e-4)
@@ -39,9 +39,9 @@ def test_every_direction_has_rms_one_whatever_the_gradients_scale(seed: int, log
 
 def test_a_zero_gradient_gives_zero_directions() -> None:
     zero = torch.zeros(3, 5)
-    pooled = pool(zero, layout_of(3, 5))
-    assert not directions.adam(zero, zero).any()
-    assert not directions.factored(zero, pooled.rows, pooled.cols).any()
+    pooled = pool([zero], (layout_of(3, 5),))
+    assert not directions.adam(zero, zero, 2).any()
+    assert not directions.factored(zero, pooled.rows[0], pooled.cols[0], 2).any()
     assert not directions.orthogonal([zero], [layout_of(3, 5)])[0].any()
 
 
@@ -57,15 +57,16 @@ def test_adam_matches_torch_adam_up_to_its_scale() -> None:
         param.grad = grad
         reference.step()
     moved = before - param.detach()
-    assert torch.allclose(directions.adam(slow, second), directions.unit_rms(moved), atol=1e-7)
+    assert torch.allclose(directions.adam(slow, second, 2), directions.unit_rms(moved, 2), atol=1e-7)
 
 
 def test_factored_equals_adam_when_the_second_moment_has_rank_one() -> None:
     rows, cols = torch.rand(3, 1) + 0.5, torch.rand(1, 5) + 0.5
     momentum = torch.randn(3, 5)
-    pooled = pool(rows * cols, layout_of(3, 5))
-    expected = directions.adam(momentum, rows * cols)
-    assert torch.allclose(directions.factored(momentum, pooled.rows, pooled.cols), expected, atol=1e-5)
+    pooled = pool([rows * cols], (layout_of(3, 5),))
+    expected = directions.adam(momentum, rows * cols, 2)
+    found = directions.factored(momentum, pooled.rows[0], pooled.cols[0], 2)
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_only_gradients_at_rounding_level_are_dead() -> None:
@@ -83,11 +84,11 @@ def test_lookahead_is_the_nesterov_momentum_of_the_chosen_rate() -> None:
     slow = fast = torch.zeros(3, dtype=torch.float64)
     for grad in grads:
         slow, fast = torch.lerp(slow, grad, 1 - RATES.slow), torch.lerp(fast, grad, 1 - RATES.fast)
-    step = torch.tensor(3.0, dtype=torch.float64)
+    step = torch.tensor([3.0], dtype=torch.float64)
     for share, momentum, rate in ((0.0, slow, RATES.slow), (1.0, fast, RATES.fast)):
         expected = rate * momentum / (1 - rate**3) + (1 - rate) * grads[-1]
-        mixed = directions.lookahead(grads[-1], slow, fast, torch.tensor(share), step, RATES)
-        assert torch.allclose(mixed, expected)
+        weights = directions.lookahead_weights(torch.tensor([share], dtype=torch.float64), step, RATES)
+        assert torch.allclose(weights[0] * slow + weights[1] * fast + weights[2] * grads[-1], expected)
 
 
 def test_tensors_of_one_shape_are_orthogonalised_as_if_alone() -> None:

@@ -9,17 +9,6 @@ def vector(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_finite_gradients_pass_and_any_other_is_found() -> None:
-    good = [torch.ones(3), torch.zeros(5, dtype=torch.float16), torch.ones((), dtype=torch.float64)]
-    assert guard.all_finite(good)
-    for bad in (float("nan"), float("inf"), -float("inf")):
-        assert not guard.all_finite([*good, torch.tensor([0.0, bad])])
-
-
-def test_large_half_precision_gradients_are_still_finite() -> None:
-    assert guard.all_finite([torch.full((7,), 6e4, dtype=torch.float16)])
-
-
 def test_trust_falls_from_one_to_zero_as_the_gradient_grows() -> None:
     usual, step = vector(0, 0, 0, 0), vector(100, 100, 100, 100)
     current = vector(1.0, guard.DAMP_FROM, (guard.DAMP_FROM + guard.DAMP_TO) / 2, guard.DAMP_TO + 1)
@@ -47,4 +36,4 @@ def test_the_usual_norm_follows_slow_changes_but_not_one_outlier() -> None:
 
 
 def test_the_log_norm_of_a_zero_gradient_is_finite() -> None:
-    assert guard.log_norm(torch.zeros(5)).isfinite()
+    assert guard.log_norm(torch.zeros(5)).isfinite().all()

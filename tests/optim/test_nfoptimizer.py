@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nfopt.errors import OptimizerError, TraceError, UnknownNameError
 from nfopt.optim import NFOptimizer, NfoptWarning
-from nfopt.optim.rule import SCALAR_STATE, SLOW, TENSOR_STATE
+from nfopt.optim.moments import SCALAR_STATE, SLOW, TENSOR_STATE
 from tests.optim.models import learned_checkpoint, mlp, resnet
 
 INPUTS = torch.randn(13, 5, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,7 @@
 """The pure update rule: its nominal point, its guard, its state."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,8 @@ from torch import Tensor
 from nfopt.errors import OptimizerError, PermutationSpecError
 from nfopt.optim import LearnedUpdateRule, RuleConfig, directions
 from nfopt.optim.directions import MomentumRates
-from nfopt.optim.rule import DAMPED, SKIPPED, STEP, TENSOR_STATE, work_dtype
+from nfopt.optim.moments import DAMPED, SKIPPED, STEP, TENSOR_STATE
+from nfopt.optim.rule import work_dtype
 from nfopt.optim.schedule import linear_schedule
 from nfopt.symmetry import PermutationSpec
 from nfopt.weightspace.incidence import MatrixLayout
@@ -124,7 +127,8 @@ def test_scaling_a_tensors_gradients_by_a_constant_changes_nothing() -> None:
     assert all(torch.allclose(first[n], second[n], rtol=1e-5, atol=1e-10) for n in SHAPES)
 
 
-def test_many_copies_run_side_by_side_as_they_do_alone() -> None:
+@pytest.mark.parametrize("how", ["leading dimension", "vmap"])
+def test_many_copies_run_side_by_side_as_they_do_alone(how: str) -> None:
     rule = LearnedUpdateRule(SPEC)
     thetas = [theta_of(rule, seed) for seed in range(3)]
     params = [tensors(seed) for seed in range(3)]
@@ -133,7 +137,10 @@ def test_many_copies_run_side_by_side_as_they_do_alone() -> None:
     def stack(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {key: torch.stack([item[key] for item in items]) for key in items[0]}
 
-    many = torch.func.vmap(lambda t, p, g, s: rule(t, p, g, s, HALF))
+    def plain(theta: Any, params: Any, grads: Any, state: Any) -> Any:
+        return rule(theta, params, grads, state, HALF)
+
+    many = torch.func.vmap(plain) if how == "vmap" else plain
     together = stack(states)
     for i in range(3):
         grads = [tensors(20 + 3 * i + k) for k in range(3)]

@@ -1,0 +1,109 @@
+"""Moments: the running averages of the gradients, kept out of harm's way by the guard."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nfopt.optim import guard
+from nfopt.optim.directions import MomentumRates, spread, total_mean
+from nfopt.weightspace.incidence import MatrixLayout
+
+SLOW, FAST, SECOND = "slow", "fast", "second"
+STEP, USUAL, SKIPPED, DAMPED = "step", "usual_log_grad", "skipped", "damped"
+TENSOR_STATE = (SLOW, FAST, SECOND)
+SCALAR_STATE = (STEP, USUAL, SKIPPED, DAMPED)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Gradients and their averages after one more step, one entry per tensor.
+
+    Attributes:
+        grads: the gradients, clipped where anomalous, zero where the step is skipped.
+        slow: slow momentum.
+        fast: fast momentum.
+        second: second moment.
+        scalars: the new scalar state, by key, one number per tensor.
+        step: steps taken, this one included, at least 1.
+        trust: how far the learned part is trusted.
+        finite: whether all gradients of a copy are finite; else its step is skipped.
+    """
+
+    grads: list[Float[Tensor, "..."]]
+    slow: list[Float[Tensor, "..."]]
+    fast: list[Float[Tensor, "..."]]
+    second: list[Float[Tensor, "..."]]
+    scalars: dict[str, Float[Tensor, "*batch tensors"]]
+    step: Float[Tensor, "*batch tensors"]
+    trust: Float[Tensor, "*batch tensors"]
+    finite: Bool[Tensor, "*batch"]
+
+    def state(self, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return the new state as a flat dictionary with keys "<tensor name>/<quantity>"."""
+        state: dict[str, Tensor] = {}
+        scalars = {key: values.unbind(-1) for key, values in self.scalars.items()}
+        for i, name in enumerate(names):
+            state[f"{name}/{SLOW}"] = self.slow[i]
+            state[f"{name}/{FAST}"] = self.fast[i]
+            state[f"{name}/{SECOND}"] = self.second[i]
+            for key, values in scalars.items():
+                state[f"{name}/{key}"] = values[i]
+        return state
+
+
+def accumulate(
+    grads: list[Float[Tensor, "..."]],
+    state: Mapping[str, Tensor],
+    names: tuple[str, ...],
+    layouts: tuple[MatrixLayout, ...],
+    rates: MomentumRates,
+) -> Moments:
+    """Fold the gradients of one step into the running averages.
+
+    Args:
+        grads: gradients in the state's dtype, one per tensor.
+        state: from `LearnedUpdateRule.init_state` or `Moments.state`.
+        names: the tensors.
+        layouts: their layouts.
+        rates: the averages' decay rates.
+    """
+    dims = [len(layout.shape) for layout in layouts]
+    squares = torch.stack([total_mean(g.square(), k) for g, k in zip(grads, dims, strict=True)], dim=-1)
+    finite = squares.isfinite().all(dim=-1)
+    done = finite.to(squares.dtype)
+    before = {key: torch.stack([state[f"{n}/{key}"] for n in names], dim=-1) for key in SCALAR_STATE}
+    usual, step = before[USUAL], before[STEP]
+    current = guard.log_norm(torch.where(finite[..., None], squares, torch.ones_like(squares)))
+    trust = guard.trust(usual, current, step)
+    scalars = {
+        STEP: step + done[..., None],
+        USUAL: torch.where(finite[..., None], guard.update_usual(usual, current, step), usual),
+        SKIPPED: before[SKIPPED] + (1 - done[..., None]),
+        DAMPED: before[DAMPED] + done[..., None] * (trust < 1).to(done.dtype),
+    }
+    clip = guard.clip_factor(usual, current, step).unbind(-1)
+    safe = [
+        torch.where(spread(finite, k), grad * spread(factor, k), 0.0)
+        for grad, factor, k in zip(grads, clip, dims, strict=True)
+    ]
+
+    def averaged(key: str, values: list[Tensor], rate: float) -> list[Tensor]:
+        weight = (1 - rate) * done
+        return [
+            torch.lerp(state[f"{n}/{key}"], v, spread(weight, k))
+            for n, v, k in zip(names, values, dims, strict=True)
+        ]
+
+    return Moments(
+        grads=safe,
+        slow=averaged(SLOW, safe, rates.slow),
+        fast=averaged(FAST, safe, rates.fast),
+        second=averaged(SECOND, [g.square() for g in safe], rates.second),
+        scalars=scalars,
+        step=scalars[STEP].clamp(min=1.0),
+        trust=trust,
+        finite=finite,
+    )
