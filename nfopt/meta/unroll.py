@@ -15,10 +15,10 @@ from nfopt.meta.theta import ThetaLayout
 
 
 class UpdateRule(Protocol):
-    """What meta-training needs of an optimizer: pure functions that work under `torch.func.vmap`."""
+    """What meta-training needs of an optimizer: pure functions of copies that train side by side."""
 
     def init_state(self, params: Tensors) -> Tensors:
-        """Return the state before the first step."""
+        """Return one copy's state before the first step; works under `torch.func.vmap`."""
         ...
 
     def __call__(
@@ -26,9 +26,28 @@ class UpdateRule(Protocol):
     ) -> tuple[Tensors, Tensors]:
         """Return (updates, state): the new parameters are params + updates.
 
+        All tensors but `progress` have the same leading dimension: one entry per copy.
         `progress` is the share of the training done with this step, in (0, 1].
         """
         ...
+
+
+class Vmapped:
+    """An update rule for copies, from one that is written for a single copy.
+
+    Args:
+        rule: its tensors have no leading dimension; no control flow may depend on data.
+    """
+
+    def __init__(self, rule: UpdateRule) -> None:
+        self.init_state = rule.init_state
+        self._call = vmap(rule, in_dims=(0, 0, 0, 0, None))
+
+    def __call__(
+        self, theta: Tensors, params: Tensors, grads: Tensors, state: Tensors, progress: Tensor
+    ) -> tuple[Tensors, Tensors]:
+        """Return (updates, state) of every copy."""
+        return self._call(theta, params, grads, state, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +233,7 @@ class TruncatedUnroll:
                 done = state.step + offset
                 grads = self._gradients(params, divisor, batch, differentiable)
                 progress = torch.tensor((done + 1) / self.horizon, dtype=self.task.dtype, device=theta.device)
-                updates, rule_state = vmap(self.rule, in_dims=(0, 0, 0, 0, None))(
-                    named, params, grads, rule_state, progress
-                )
+                updates, rule_state = self.rule(named, params, grads, rule_state, progress)
                 params = {name: p + updates[name] for name, p in params.items()}
                 if self.objective.evaluates(done + 1, self.horizon):
                     loss = vmap(self.task.loss)(params, divisor, *validation)

@@ -11,6 +11,7 @@ from nfopt.meta.baselines import LAYOUT, AdamWRule, settings
 from nfopt.meta.evaluate import Comparison, Method, compare, mean_and_error, steps_to, summarise
 from nfopt.meta.nets import Architecture
 from nfopt.meta.task import TaskConfig
+from nfopt.meta.unroll import Vmapped
 
 CONFIG = TaskConfig(
     Architecture("mlp", (7,), 10, (1, 8, 8)),
@@ -25,13 +26,13 @@ COMPARISON = Comparison(tuning_seeds=2, seeds=3, every=10, copies=4)
 def adamw(*learning_rates: float) -> Method:
     grid = settings(learning_rates, (0.0,), (0.9,), ("linear",))
     candidates = torch.tensor([list(entry.values()) for entry in grid])
-    return Method("adamw", lambda task: AdamWRule(), LAYOUT, candidates, tuple(grid))
+    return Method("adamw", lambda task: Vmapped(AdamWRule()), LAYOUT, candidates, tuple(grid))
 
 
 def nominal(log_step: float = 0.0, name: str = "nominal") -> Method:
     theta, layout = momentum_theta()
     theta[0] = log_step
-    return Method(name, lambda task: MomentumRule(), layout, theta[None], ({},))
+    return Method(name, lambda task: Vmapped(MomentumRule()), layout, theta[None], ({},))
 
 
 def test_tuning_chooses_the_rate_with_the_lowest_validation_loss() -> None:
@@ -113,7 +114,7 @@ def test_a_comparison_without_its_target_is_refused() -> None:
     with pytest.raises(NfoptError, match="'adamw'"):
         compare("t", CONFIG, [nominal()], COMPARISON)
     with pytest.raises(NfoptError, match="candidates"):
-        Method("m", lambda task: MomentumRule(), LAYOUT, torch.zeros(2, 4), ({},))
+        Method("m", lambda task: Vmapped(MomentumRule()), LAYOUT, torch.zeros(2, 4), ({},))
 
 
 def test_steps_to_a_target_count_from_the_first_evaluation_at_or_below_it() -> None:

@@ -15,7 +15,7 @@ from nfopt.meta.outer import OuterConfig
 from nfopt.meta.selection import Selection, longer_tasks
 from nfopt.meta.slot import SlotSettings
 from nfopt.meta.trainer import MetaTrained, MetaTrainer, TrainerConfig, half_cosine
-from nfopt.meta.unroll import Objective
+from nfopt.meta.unroll import Objective, Vmapped
 
 FAMILY = TaskFamily(
     sources=("digits",),
@@ -39,7 +39,7 @@ def trainer(
 ) -> MetaTrainer:
     nominal, layout = momentum_theta()
     nominal[0] = log_step
-    rule = MomentumRule()
+    rule = Vmapped(MomentumRule())
     objective = Objective(every=5)
     settings = SlotSettings(family, lambda task: rule, layout, estimator, objective, nominal, 4, 0.5, seed)
     selection = Selection(longer_tasks(family, 2, 0, 2), settings.rules, layout, objective, 1, 0)

@@ -13,7 +13,7 @@ from nfopt.errors import NfoptError
 from nfopt.meta.nets import Architecture
 from nfopt.meta.task import Task, TaskConfig
 from nfopt.meta.theta import ThetaLayout
-from nfopt.meta.unroll import Objective, TruncatedUnroll
+from nfopt.meta.unroll import Objective, TruncatedUnroll, Vmapped
 
 CONFIG = TaskConfig(
     Architecture("mlp", (5,), 10, (1, 8, 8)),
@@ -28,7 +28,9 @@ SEEDS = [3, 8, 9]
 def unroll(config: TaskConfig = CONFIG, objective: Objective | None = None) -> TruncatedUnroll:
     _, layout = momentum_theta(torch.float64)
     objective = objective or Objective(every=4)
-    return TruncatedUnroll(Task.make(config, torch.float64), MomentumRule(), layout, SEEDS, objective)
+    return TruncatedUnroll(
+        Task.make(config, torch.float64), Vmapped(MomentumRule()), layout, SEEDS, objective
+    )
 
 
 def thetas(copies: int) -> torch.Tensor:
