@@ -20,6 +20,7 @@ Shape = tuple[int, ...]
 ModelFactory = Callable[..., Any]
 MODELS: Registry[ModelFactory] = Registry("model")
 
+_GIVEN = ("in_shape", "classes")
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -85,6 +86,13 @@ def check_model_name(name: str) -> None:
             f"unknown model {name!r}.{hint} Known: {', '.join(MODELS)}, any of timm's {len(known)} names, "
             "or package.module:factory for a model of your own."
         )
+
+
+def check_model_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ModelError if a model that is not timm's does not take `options`; timm's are built to know."""
+    if ":" in name or name in MODELS:
+        factory = MODELS[name] if name in MODELS else _own_factory(name)
+        _bound(name, factory, dict.fromkeys(_GIVEN), dict(options))
 
 
 def build_model(
@@ -162,16 +170,10 @@ def _make(name: str, in_shape: Shape | None, classes: int | None, seed: int, opt
         if ":" not in name and name not in MODELS:
             return _make_timm(name, in_shape, classes, options)
         factory = MODELS[name] if name in MODELS else _own_factory(name)
-        parameters = inspect.signature(factory).parameters
-        given = {"in_shape": in_shape, "classes": classes}
+        given: dict[str, Any] = {"in_shape": in_shape, "classes": classes}
         if name in MODELS:
             given = {"in_shape": in_shape or (3, 32, 32), "classes": classes or 10}
-        arguments = {k: v for k, v in given.items() if k in parameters and v is not None} | options
-        try:
-            inspect.signature(factory).bind(**arguments)
-        except TypeError as error:
-            accepted = ", ".join(key for key in parameters if key not in given) or "none"
-            raise ModelError(f"the model {name!r}: {error}. Its options: {accepted}.") from error
+        arguments = _bound(name, factory, {k: v for k, v in given.items() if v is not None}, options)
         made = factory(**arguments)
     module = made[0] if isinstance(made, tuple) and len(made) == 2 else made
     if not isinstance(module, nn.Module):
@@ -179,6 +181,20 @@ def _make(name: str, in_shape: Shape | None, classes: int | None, seed: int, opt
             f"{name} returned a {type(made).__name__}; it must return a module or (module, example_inputs)."
         )
     return made
+
+
+def _bound(
+    name: str, factory: ModelFactory, given: dict[str, Any], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments for `factory`: the options, and of what is given that which it has names for."""
+    parameters = inspect.signature(factory).parameters
+    arguments = {key: value for key, value in given.items() if key in parameters} | options
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        accepted = ", ".join(key for key in parameters if key not in _GIVEN) or "none"
+        raise ModelError(f"the model {name!r}: {error}. Its options: {accepted}.") from error
+    return arguments
 
 
 def _make_timm(name: str, in_shape: Shape | None, classes: int | None, options: dict[str, Any]) -> nn.Module:

@@ -1,5 +1,6 @@
 """Recipes: strict YAML files that drive every job."""
 
+from nfopt.recipe import compare, meta_train  # the jobs enter themselves
 from nfopt.recipe.job import JOBS, Job, JobResult, Recipe, RunContext, Table, job
 from nfopt.recipe.run import LoadedRecipe, Outcome, load_recipe, recipe_faults, run_recipe
 from nfopt.recipe.source import Fault
@@ -14,8 +15,10 @@ __all__ = [
     "Recipe",
     "RunContext",
     "Table",
+    "compare",
     "job",
     "load_recipe",
+    "meta_train",
     "recipe_faults",
     "run_recipe",
 ]

@@ -1,0 +1,198 @@
+"""Job `compare`: one model and one data set, trained by several optimizers from equal starts."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from statistics import fmean
+from typing import Annotated, Any
+
+from pydantic import Field, JsonValue, field_validator
+from torch.nn import functional
+
+from nfopt.data import ImageData
+from nfopt.errors import unknown_name
+from nfopt.progress import Progress
+from nfopt.recipe.comparison import Comparison, Method
+from nfopt.recipe.inputs import DataOptions, DeviceName, ModelOptions, device_of
+from nfopt.recipe.job import JobResult, Recipe, RunContext, job
+from nfopt.recipe.optimizers import OptimizerChoice, OptimizerOptions
+from nfopt.recipe.plots import Curves, plot_curves
+from nfopt.recipe.strict import Count, Index
+from nfopt.recipe.timing import interleaved_seconds
+from nfopt.training import Curve, TrainingConfig, train
+
+TIMED_ROUNDS, TIMED_REPEATS = 11, 5
+
+
+class CompareRecipe(Recipe):
+    """The keys of `kind: compare`.
+
+    Attributes:
+        data: the data set.
+        model: the model; each seed gives all methods the same initial weights.
+        optimizers: the methods by key, in the order of the table.
+        reference: key of the method whose final validation loss is the target, and whose step time is 1.
+        total_steps: optimizer steps of every training.
+        batch_size: images per step; each seed gives all methods the same batches.
+        evaluate_every: steps between points of the curves.
+        seeds: one training per method (and per candidate of a tuned method) and seed.
+        device: "auto", "cpu", "cuda" or "cuda:0".
+    """
+
+    data: DataOptions
+    model: ModelOptions
+    optimizers: Annotated[dict[str, OptimizerChoice], Field(min_length=1)]
+    reference: str
+    total_steps: Count
+    batch_size: Count = 128
+    evaluate_every: Count = 10
+    seeds: Annotated[tuple[Index, ...], Field(min_length=1)] = (0, 1, 2)
+    device: DeviceName = "auto"
+
+    @field_validator("reference")
+    @classmethod
+    def _is_a_method(cls, reference: str, info: Any) -> str:
+        if "optimizers" in info.data and reference not in info.data["optimizers"]:
+            raise ValueError(str(unknown_name("method", reference, info.data["optimizers"])))
+        return reference
+
+    @field_validator("seeds")
+    @classmethod
+    def _are_distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("must be distinct: a seed given twice is no second sample.")
+        return seeds
+
+
+def plan_compare(recipe: CompareRecipe) -> list[str]:
+    """Return what a run would do."""
+    names = trainings(recipe)
+    lines = [f"train {recipe.model.name} on {recipe.data.name}, seeds {', '.join(map(str, recipe.seeds))}:"]
+    for key, options in recipe.optimizers.items():
+        candidates = len(options.candidates())
+        tuned = f", the best of {candidates} by validation loss" if candidates > 1 else ""
+        lines.append(f"  {options.label or key}: {options.name}{tuned}")
+    steps = len(names) * recipe.total_steps
+    lines.append(f"{len(names)} different trainings of {recipe.total_steps} steps each: {steps} steps in all")
+    lines.append(f"target: the final validation loss of {recipe.reference}, seed by seed")
+    return lines
+
+
+def trainings(recipe: CompareRecipe) -> dict[str, tuple[OptimizerOptions, int]]:
+    """Return every training that differs from the others, by the name of its piece, as (options, seed)."""
+    return {
+        _piece_name(candidate, seed): (candidate, seed)
+        for options in recipe.optimizers.values()
+        for candidate in options.candidates()
+        for seed in recipe.seeds
+    }
+
+
+def _piece_name(options: OptimizerOptions, seed: int) -> str:
+    text = json.dumps(options.model_dump(mode="json", exclude={"label", "tune"}), sort_keys=True)
+    return f"{options.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}-seed{seed}"
+
+
+@job("compare", CompareRecipe, plan=plan_compare)
+def run_compare(recipe: CompareRecipe, context: RunContext) -> JobResult:
+    """Train one model with several optimizers from equal starts and compare their losses."""
+    data = recipe.data.load()
+    context.note_data(data.name, data.content_hash)
+    everything = trainings(recipe)
+    total = len(everything) * recipe.total_steps
+    curves: dict[str, Curve] = {}
+    for name, (options, seed) in everything.items():
+        done, note = len(curves) * recipe.total_steps, f"{len(curves)} of {len(everything)}"
+        context.progress(Progress("all trainings", done, total, note))
+        compute = partial(_trained, recipe, data, context, name, options, seed)
+        curves[name] = Curve(**context.piece(name, compute))
+    context.progress(Progress("all trainings", total, total, f"{len(everything)} of {len(everything)}"))
+    methods = [_choose(key, options, recipe, curves) for key, options in recipe.optimizers.items()]
+    seconds = context.piece("step-times", lambda: dict(_step_times(recipe, data, methods)))
+    comparison = Comparison(
+        title=f"{recipe.model.name} on {data.name}, {recipe.total_steps} steps of {recipe.batch_size}",
+        methods=tuple(methods),
+        reference=recipe.reference,
+        seeds=recipe.seeds,
+        evaluate_every=recipe.evaluate_every,
+    )
+    figure = context.folder / "curves.png"
+    plot_curves(
+        figure,
+        [Curves(method.label, method.runs) for method in methods],
+        title=f"{comparison.title}; mean and range of {len(recipe.seeds)} seeds",
+        target=comparison.mean_target,
+    )
+    return JobResult(
+        results=comparison.as_json(),
+        tables=(comparison.table(seconds),),
+        timing={"median_step_seconds": seconds},
+        files=(figure,),
+    )
+
+
+def _trained(
+    recipe: CompareRecipe,
+    data: ImageData,
+    context: RunContext,
+    name: str,
+    options: OptimizerOptions,
+    seed: int,
+) -> JsonValue:
+    device = device_of(recipe.device)
+    model = recipe.model.build(data, seed).to(device)
+    example = (data.train.images[:2].to(device),)
+    optimization = options.build(model, example, recipe.total_steps)
+    config = TrainingConfig(recipe.total_steps, recipe.batch_size, recipe.evaluate_every, seed)
+    task = f"{_short(options)}, seed {seed}"
+    state = context.state_file(name)
+    return asdict(
+        train(model, data, optimization, config, state_file=state, progress=context.progress, task=task)
+    )
+
+
+def _short(options: OptimizerOptions) -> str:
+    lr = getattr(options, "lr", None)
+    return options.name if lr is None or options.name == "nfopt" else f"{options.name} lr {lr:g}"
+
+
+def _choose(
+    key: str, options: OptimizerOptions, recipe: CompareRecipe, curves: Mapping[str, Curve]
+) -> Method:
+    """Return the method with the candidate of the lowest mean final validation loss; the first of equals."""
+    scored = []
+    for candidate in options.candidates():
+        runs = tuple(curves[_piece_name(candidate, seed)] for seed in recipe.seeds)
+        finals = [run.val_loss[-1] for run in runs if run.diverged_at is None]
+        scored.append((candidate, fmean(finals) if len(finals) == len(runs) else None, runs))
+    chosen, _, runs = min(scored, key=lambda entry: math.inf if entry[1] is None else entry[1])
+    return Method(
+        key, options.label or key, chosen, tuple(entry[:2] for entry in scored), runs, tuple(options.tune)
+    )
+
+
+def _step_times(recipe: CompareRecipe, data: ImageData, methods: Sequence[Method]) -> dict[str, float]:
+    """Return each method's median seconds for forward, backward and optimizer step on one batch."""
+    device = device_of(recipe.device)
+    train_split = data.train.to(device)
+    images, labels = train_split.images[: recipe.batch_size], train_split.labels[: recipe.batch_size]
+
+    def stepper(method: Method) -> Callable[[], None]:
+        model = recipe.model.build(data, recipe.seeds[0]).to(device).train()
+        optimization = method.options.build(model, (images[:2],), recipe.total_steps)
+
+        def step() -> None:
+            optimization.optimizer.zero_grad()
+            functional.cross_entropy(model(images), labels).backward()
+            optimization.optimizer.step()
+
+        return step
+
+    steppers = {method.key: stepper(method) for method in methods}
+    # No more steps than the training has, which an optimizer with a schedule of its own would warn about.
+    repeats = max(min(TIMED_REPEATS, recipe.total_steps // (TIMED_ROUNDS + 1)), 1)
+    rounds = max(min(TIMED_ROUNDS, recipe.total_steps // repeats - 1), 1)
+    return interleaved_seconds(steppers, rounds=rounds, repeats=repeats, device=device)

@@ -1,0 +1,195 @@
+"""Optimizers that a recipe can name: options with their schedule, and how each is built."""
+
+import math
+from collections.abc import Callable
+from itertools import product
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import Field, JsonValue, SerializeAsAny, WrapValidator, model_validator
+from pydantic_core import PydanticCustomError
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from nfopt.errors import NfoptError, unknown_name
+from nfopt.optim import NFOptimizer
+from nfopt.recipe.strict import Fraction, NonNegative, Positive, Strict
+from nfopt.registry import Registry
+from nfopt.training import Optimization
+
+Parameters = Any
+
+
+class OptimizerOptions(Strict):
+    """What every optimizer of a recipe has.
+
+    Attributes:
+        name: the optimizer's name in `OPTIMIZERS`.
+        label: how tables and plots call it; None for its key in the recipe.
+        tune: values to try by option; the combination with the best mean validation loss counts.
+    """
+
+    name: str
+    label: str | None = None
+    tune: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=1)]] = Field(default={})
+
+    def build(self, model: nn.Module, example_inputs: tuple[Tensor, ...], total_steps: int) -> Optimization:
+        """Return the optimizer over all parameters of `model` with its schedule over `total_steps`."""
+        raise NotImplementedError
+
+    def candidates(self) -> list[Self]:
+        """Return the options of every combination in `tune`; without `tune`, these options alone."""
+        base = self.model_dump(mode="json") | {"tune": {}}
+        combinations = product(*self.tune.values())
+        return [
+            type(self).model_validate(base | dict(zip(self.tune, values, strict=True)))
+            for values in combinations
+        ]
+
+    @model_validator(mode="after")
+    def _every_candidate_is_valid(self) -> Self:
+        for key in self.tune:
+            if key not in type(self).model_fields or key in ("name", "label", "tune"):
+                raise ValueError(str(unknown_name("option to tune", key, _tunable(type(self)))))
+        if self.tune:
+            self.candidates()
+        return self
+
+
+def _tunable(options: type[OptimizerOptions]) -> list[str]:
+    return [key for key in options.model_fields if key not in ("name", "label", "tune")]
+
+
+OPTIMIZERS: Registry[type[OptimizerOptions]] = Registry("optimizer")
+
+
+def _by_name(value: Any, _: Any) -> OptimizerOptions:
+    if isinstance(value, OptimizerOptions):
+        return value
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise PydanticCustomError("fault", "must be a mapping with the name of an optimizer.")
+    if value["name"] not in OPTIMIZERS:
+        message = {"message": str(unknown_name("optimizer", value["name"], OPTIMIZERS))}
+        raise PydanticCustomError("fault", "{message}", message)
+    return OPTIMIZERS[value["name"]].model_validate(value)
+
+
+OptimizerChoice = Annotated[SerializeAsAny[OptimizerOptions], WrapValidator(_by_name)]
+
+
+def schedule_factor(shape: str, warmup: float, total_steps: int) -> Callable[[int], float]:
+    """Return the factor on the learning rate at each step.
+
+    Args:
+        shape: "constant", "linear" or "cosine": from 1 to 0 over what follows the warm-up.
+        warmup: share of the steps over which the factor rises linearly to 1, in [0, 1].
+        total_steps: steps in all.
+    """
+    rising = round(warmup * total_steps)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        progress = min((step - rising) / max(total_steps - rising, 1), 1.0)
+        match shape:
+            case "linear":
+                return 1 - progress
+            case "cosine":
+                return (1 + math.cos(math.pi * progress)) / 2
+        return 1.0
+
+    return factor
+
+
+class _Scheduled(OptimizerOptions):
+    """An optimizer that needs a learning-rate schedule from outside."""
+
+    lr: Positive
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Fraction = 0.0
+
+    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
+        """Return the optimizer without its schedule."""
+        raise NotImplementedError
+
+    def build(self, model: nn.Module, example_inputs: tuple[Tensor, ...], total_steps: int) -> Optimization:
+        """Return the optimizer with a LambdaLR; both are restored from their state_dicts."""
+        optimizer = self.optimizer(model.parameters())
+        factor = schedule_factor(self.schedule, self.warmup, total_steps)
+        return Optimization(optimizer, LambdaLR(optimizer, factor))
+
+
+@OPTIMIZERS.register("nfopt")
+class NFOptions(OptimizerOptions):
+    """nfopt's own optimizer: no learning rate to tune, a schedule of its own."""
+
+    lr: Positive = 1.0
+    weight_decay: NonNegative | None = None
+    checkpoint: str = "default"
+
+    def build(self, model: nn.Module, example_inputs: tuple[Tensor, ...], total_steps: int) -> Optimization:
+        """Return an NFOptimizer whose symmetry is traced with the example inputs."""
+        return Optimization(
+            NFOptimizer(
+                model,
+                total_steps,
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                checkpoint=self.checkpoint,
+                example_inputs=example_inputs,
+            )
+        )
+
+
+@OPTIMIZERS.register("adamw")
+class AdamWOptions(_Scheduled):
+    """torch.optim.AdamW."""
+
+    lr: Positive = 1e-3
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    weight_decay: NonNegative = 0.01
+
+    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
+        """Return an AdamW."""
+        return torch.optim.AdamW(
+            parameters, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
+        )
+
+
+@OPTIMIZERS.register("sgd")
+class SGDOptions(_Scheduled):
+    """torch.optim.SGD with Nesterov momentum."""
+
+    lr: Positive = 0.1
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 0.0
+
+    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
+        """Return an SGD."""
+        return torch.optim.SGD(
+            parameters,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.momentum > 0,
+        )
+
+
+@OPTIMIZERS.register("muon")
+class MuonOptions(_Scheduled):
+    """timm's Muon: orthogonalised momentum for matrices and flattened convolutions, AdamW for the rest."""
+
+    lr: Positive = 1e-3
+    momentum: Fraction = 0.95
+    weight_decay: NonNegative = 0.0
+
+    def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
+        """Return a timm Muon."""
+        try:
+            from timm.optim.muon import Muon
+        except ImportError as error:
+            raise NfoptError("this timm has no Muon; install a newer one (pip install -U timm).") from error
+        return Muon(
+            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
+        )
