@@ -25,7 +25,9 @@ class TokenNetwork:
         token  = u + tanh(C u),  u = mean of h over the entries of the neuron
         back   = mean of token over the neurons of the entry  per entry
         s      = tanh(D [t, mean_out back, mean_in back])     per tensor
-        outputs: O s per tensor; g_side [h, back] per entry, centred over each tensor's side
+        outputs: O [s, t] per tensor; g_side [h, back, e] per entry, centred over each tensor's side
+
+    The direct path from the features makes it a linear controller with something on top.
 
     Cost: O(entries x hidden^2), independent of the number of parameters.
 
@@ -40,7 +42,7 @@ class TokenNetwork:
     entry_features: int
     tensor_features: int
     tensor_outputs: int
-    hidden: int = 8
+    hidden: int = 4
     couple: bool = True
 
     def init(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -57,9 +59,9 @@ class TokenNetwork:
             "token": scaled(h, h),
             "tensor": scaled(h, self.tensor_features + 2 * h),
             "tensor_bias": torch.zeros(h),
-            "tensor_output": torch.zeros(self.tensor_outputs, h),
+            "tensor_output": torch.zeros(self.tensor_outputs, h + self.tensor_features),
             "tensor_output_bias": torch.zeros(self.tensor_outputs),
-            "entry_output": torch.zeros(2, 2 * h),
+            "entry_output": torch.zeros(2, 2 * h + self.entry_features),
         }
 
     def __call__(
@@ -100,9 +102,10 @@ class TokenNetwork:
         pooled = pooled.unflatten(-2, (len(incidence.names), 2)).flatten(-2)
         summary = torch.cat([tensor_features, pooled], dim=-1) @ theta["tensor"].mT
         summary = torch.tanh(summary + theta["tensor_bias"].unsqueeze(-2))
-        outputs = summary @ theta["tensor_output"].mT + theta["tensor_output_bias"].unsqueeze(-2)
+        outputs = torch.cat([summary, tensor_features], dim=-1) @ theta["tensor_output"].mT
+        outputs = outputs + theta["tensor_output_bias"].unsqueeze(-2)
 
-        gains = torch.cat([hidden, back], dim=-1) @ theta["entry_output"].mT
+        gains = torch.cat([hidden, back, entry_features], dim=-1) @ theta["entry_output"].mT
         gain = torch.where(is_out, gains[..., :1], gains[..., 1:])
         centre = mean_into(gain, incidence.entry_pool, incidence.pool_degree)
         return outputs, (gain - centre.index_select(-2, incidence.entry_pool))[..., 0]

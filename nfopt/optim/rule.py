@@ -51,7 +51,7 @@ class RuleConfig:
     vector_step: float = 0.005
     weight_decay: float = 0.1
     rates: MomentumRates = field(default_factory=MomentumRates)
-    hidden: int = 8
+    hidden: int = 4
     couple: bool = True
 
 
