@@ -11,7 +11,7 @@ from nfopt.symmetry.float64 import RandomisedModule
 from nfopt.symmetry.skeleton import copy_module, unwrap
 from nfopt.symmetry.spec import Permutation, PermutationSpec, permuted_order
 
-CONTROL_CHANGE = 1e-6
+CONTROL_CHANGE = 1e-9
 GAINS = (1.0, 0.5, 0.2)
 Place = tuple[str, int]
 

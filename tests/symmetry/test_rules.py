@@ -261,6 +261,32 @@ CASES: dict[str, tuple[Callable[..., Any], Shapes, tuple[int, ...], list[int]]] 
         (2, 3, 3, 3),
         [],
     ),
+    "a Fourier transform over positions": (
+        lambda p, x: (
+            (torch.fft.irfft2(torch.fft.rfft2(x @ p.a, dim=(1, 2)), s=(4, 3), dim=(1, 2))).relu() @ p.b
+        ),
+        MLP,
+        (2, 4, 3, 3),
+        [5],
+    ),
+    "a Fourier transform over units fixes them": (
+        lambda p, x: torch.view_as_real(torch.fft.fft(x @ p.a))[..., 0] @ p.b,
+        MLP,
+        X,
+        [],
+    ),
+    "a shape taken from another tensor": (
+        lambda p, x: (x.flatten(0, 1) @ p.a).reshape_as(torch.ones(2, 4, 5)) @ p.b,
+        MLP,
+        (2, 4, 3),
+        [5],
+    ),
+    "a type taken from another tensor": (
+        lambda p, x: ((x @ p.a).type_as(x[:1, :1]) + p.c.expand_as(torch.ones(2, 5))) @ p.b,
+        {**MLP, "c": (5,)},
+        X,
+        [5],
+    ),
     "token mixing": (
         lambda p, x: ((x.mT @ p.a).relu() @ p.b).mT @ p.c,
         {"a": (4, 7), "b": (7, 4), "c": (3, 2)},

@@ -1,6 +1,6 @@
 """Operations on corresponding elements: broadcast axes are tied, nothing else happens."""
 
-from nfopt.symmetry.engine import RULES, Axes, Call, Value, rule
+from nfopt.symmetry.engine import RULES, Axes, Call, UnruledError, Value, rule
 from nfopt.symmetry.spec import DimRole, Role
 from nfopt.symmetry.unify import Term, Unifier
 
@@ -22,24 +22,30 @@ def broadcast(unifier: Unifier, values: list[Value]) -> Axes:
     "hardswish", "hardsigmoid", "hardtanh", "relu6", "selu", "celu", "rrelu", "softplus", "mish",
     "logsigmoid", "threshold", "hardshrink", "softshrink", "elu", "silu", "gelu", "leaky_relu",
     "log_sigmoid", "nan_to_num", "where", "masked_fill", "lerp", "fill", "zero", "copy", "to", "_to_copy",
-    "type_as", "clone", "contiguous", "detach", "alias", "lift_fresh", "lift_fresh_copy", "dropout",
-    "feature_dropout", "alpha_dropout", "native_dropout", "bernoulli", "positive", "clamp", "clip",
-    "float_power", "true_divide", "rsub", "bitwise_not", "logical_not", "logical_and", "logical_or",
-    "isnan", "isinf", "isfinite", "real", "imag", "polar", "complex", "view_as", "expand_as", "conj",
-    "resolve_conj", "resolve_neg", "_conj", "square", "__and__", "__or__", "__xor__", "_unsafe_masked",
-    "floor_divide", "fake_quantize_per_tensor_affine",
+    "clone", "contiguous", "detach", "alias", "lift_fresh", "lift_fresh_copy", "positive", "clamp",
+    "clip", "float_power", "true_divide", "rsub", "bitwise_not", "logical_not", "logical_and",
+    "logical_or", "isnan", "isinf", "isfinite", "real", "imag", "polar", "complex", "conj",
+    "resolve_conj", "resolve_neg", "_conj", "square", "__and__", "__or__", "__xor__", "floor_divide",
+    "fake_quantize_per_tensor_affine",
 )  # fmt: skip
 def pointwise(call: Call) -> list[Axes]:
     """Tie broadcast axes; every output has the broadcast shape."""
     values = call.values()
-    if call.name in ("aten.view_as", "aten.expand_as"):
-        values = values[:1] if values[0].shape == call.out_shape else values
     _note_roles(call, values)
     axes = broadcast(call.unifier, values)
     return [axes for _ in call.out_shapes]
 
 
 RULES.register("pointwise")(pointwise)
+
+
+@rule("type_as", "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "feature_alpha_dropout")
+def alone(call: Call) -> list[Axes]:
+    """One tensor element by element, whatever the other arguments; dropout only where it is switched off."""
+    value = call.tensor("input" if "input" in call.args else "self")
+    if "dropout" in call.name and call.get("train", True) and call.get("p", 0.5) > 0:
+        raise UnruledError("random numbers")
+    return [value.axes for _ in call.out_shapes]
 
 
 @rule("prelu", "_prelu_kernel")

@@ -98,3 +98,28 @@ def ordered(call: Call) -> list[Axes]:
                 axes[dim] = call.fixed(shape[dim], "positions in order")
         outs.append(tuple(axes) if len(shape) == len(axes) else reduced(value, dims, shape))
     return outs
+
+
+FFT_PLANE = ("fft2", "ifft2", "rfft2", "irfft2")
+FFT_ALL = ("fftn", "ifftn", "rfftn", "irfftn", "fftshift", "ifftshift")
+
+
+@rule(
+    "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2",
+    "fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn", "fft_fftshift", "fft_ifftshift", "_fft_r2c",
+    "_fft_c2r", "_fft_c2c",
+)  # fmt: skip
+def fourier(call: Call) -> list[Axes]:
+    """A Fourier transform depends on the order of the transformed axes and leaves the others alone."""
+    value = call.tensor()
+    short = call.name.removeprefix("aten.fft_")
+    standard = (-2, -1) if short in FFT_PLANE else -1
+    given = call.get("dim", None if short in FFT_ALL else standard)
+    rank = len(value.axes)
+    chosen = range(rank) if given is None else given if isinstance(given, list | tuple) else [given]
+    dims = [dim % rank for dim in chosen]
+    axes: list[Term] = list(value.axes)
+    for dim in dims:
+        call.fix_dim(value, dim, "transformed positions")
+        axes[dim] = call.fixed(call.out_shape[dim], "transformed positions")
+    return [tuple(axes)]

@@ -7,7 +7,7 @@ from nfopt.symmetry.unify import Term
 
 @rule(
     "view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_alias", "ravel", "view_copy",
-    "_reshape_copy",
+    "_reshape_copy", "reshape_as", "view_as",
 )  # fmt: skip
 def view(call: Call) -> list[Axes]:
     """All axes as one row-major product, factored anew."""
@@ -91,7 +91,7 @@ def unsqueeze(call: Call) -> list[Axes]:
     return [tuple(axes)]
 
 
-@rule("expand", "broadcast_to", "expand_copy")
+@rule("expand", "broadcast_to", "expand_copy", "expand_as")
 def expand(call: Call) -> list[Axes]:
     """Values repeated along new axes, which are therefore free."""
     axes, shape = call.tensor().axes, call.out_shape
@@ -132,6 +132,20 @@ def atleast(call: Call) -> list[Axes]:
     if value.shape == call.out_shape:
         return [value.axes]
     raise UnruledError("a change of rank")
+
+
+@rule("view_as_real")
+def view_as_real(call: Call) -> list[Axes]:
+    """A new last axis of real and imaginary parts."""
+    return [(*call.tensor().axes, call.fixed(2, "real and imaginary parts"))]
+
+
+@rule("view_as_complex")
+def view_as_complex(call: Call) -> list[Axes]:
+    """The last axis, of real and imaginary parts, made one number."""
+    value = call.tensor()
+    call.fix_dim(value, -1, "real and imaginary parts")
+    return [value.axes[:-1]]
 
 
 @rule("diagonal")
