@@ -14,7 +14,7 @@ from torch import Tensor
 from nfopt.optim.orthogonalise import orthogonalise
 from nfopt.weightspace.incidence import MatrixLayout
 
-TINY = 1e-30
+TINY = 1e-30  # keeps roots and logarithms of zero, and their derivatives, finite
 # Gradients below this share of the largest are rounding noise (a bias before BatchNorm, say), not signal.
 NOISE = 1e-6
 
@@ -86,7 +86,7 @@ def lookahead_weights(
 
 def adam(momentum: Float[Tensor, "..."], second: Float[Tensor, "..."], dims: int) -> Float[Tensor, "..."]:
     """Momentum over the root of the second moment, element by element (Kingma & Ba 2015), at RMS 1."""
-    root = second.sqrt()
+    root = (second + TINY).sqrt()
     return unit_rms(momentum / (root + (NOISE * mean(root, dims) + TINY)), dims)
 
 
@@ -107,7 +107,8 @@ def factored(
     """
     if cols is None:
         return unit_rms(momentum, dims)
-    inverse = [(root + (NOISE * mean(root, dims) + TINY)).reciprocal() for root in (rows.sqrt(), cols.sqrt())]
+    roots = (rows + TINY).sqrt(), (cols + TINY).sqrt()
+    inverse = [(root + (NOISE * mean(root, dims) + TINY)).reciprocal() for root in roots]
     return unit_rms(momentum * inverse[0] * inverse[1], dims)
 
 

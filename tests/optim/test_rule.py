@@ -169,3 +169,23 @@ def test_dtypes_that_cannot_be_trained_are_refused(dtype: torch.dtype) -> None:
 def test_a_name_outside_the_spec_is_refused() -> None:
     with pytest.raises(PermutationSpecError, match="no tensor 'other'"):
         LearnedUpdateRule(SPEC, names=("other",))
+
+
+def test_the_meta_gradient_is_finite_where_gradients_vanish_exactly() -> None:
+    """Meta-training by backpropagation meets dead neurons: roots and norms of zero must not yield NaN."""
+    rule = LearnedUpdateRule(SPEC)
+    theta = {k: v.clone().requires_grad_() for k, v in theta_of(rule).items()}
+    params = {n: t.clone().requires_grad_() for n, t in tensors(0).items()}
+    state = rule.init_state(params)
+    dead = {
+        n: 0 * g if n == "bias" else g.index_fill(0, torch.tensor([1]), 0.0) if g.dim() else g
+        for n, g in tensors(1).items()
+    }
+    for _ in range(2):
+        updates, state = rule(
+            theta, params, {n: g * (1 + 0 * params[n]) for n, g in dead.items()}, state, HALF
+        )
+    total = sum(update.square().sum() for update in updates.values())
+    found = torch.autograd.grad(total, [*theta.values(), *params.values()])
+    assert all(bool(gradient.isfinite().all()) for gradient in found)
+    assert any(bool(gradient.any()) for gradient in found[: len(theta)])
