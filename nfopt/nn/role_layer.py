@@ -1,7 +1,7 @@
 """RoleTiedLayer: one exchange between tensors' elements, neurons' tokens and tensors' tokens."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -161,7 +161,7 @@ class RoleTiedLayer(nn.Module):
         return _in_chunks(update, values, terms, ndim)
 
 
-@cache
+@lru_cache(maxsize=4096)
 def contexts(block: Block) -> tuple[Context, ...]:
     """Return the joint tables of a block that its own elements read."""
     found: dict[tuple[int, ...], int] = {}

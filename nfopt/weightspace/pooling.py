@@ -65,10 +65,11 @@ def pooled_moments(
         PermutationSpecError: as in `pool`.
     """
     check_values(values, block, block.shape)
-    found = {tuple(range(len(block.dims))): (values, values.abs())}
+    whole = tuple(range(len(block.dims)))
+    found = {whole: (values, values)}
     for keep in sorted(set(keeps), key=len, reverse=True):
         _groups(block, keep)
-        if keep in found:
+        if keep == whole:
             continue
         # The smallest table that still has the dimensions: rows and columns of a convolution come from
         # its kernel means, not from another pass over all weights.
@@ -78,14 +79,11 @@ def pooled_moments(
         )
         mean, rms = found[source]
         dims = tuple(i - len(source) - 1 for i, position in enumerate(source) if position not in keep)
-        count = prod(block.dims[position].size for position in source if position not in keep)
+        count = max(1, prod(block.dims[position].size for position in source if position not in keep))
         # The norm, not the root of a mean of squares: its gradient at zero is zero, not NaN.
-        found[keep] = (
-            mean.sum(dims) / max(1, count),
-            torch.linalg.vector_norm(mean if len(source) == len(block.dims) else rms, dim=dims)
-            / max(1, count) ** 0.5,
-        )
-    return [found[keep] for keep in keeps]
+        norm = torch.linalg.vector_norm(rms, dim=dims)
+        found[keep] = mean.sum(dims) / count, norm / count**0.5
+    return [(values, values.abs()) if keep == whole else found[keep] for keep in keeps]
 
 
 def broadcast_back(values: Shaped[Tensor, "..."], block: Block, keep: Keep) -> Shaped[Tensor, "..."]:
