@@ -1,7 +1,6 @@
 """RoleTiedLayer: one exchange between tensors' elements, neurons' tokens and tensors' tokens."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -85,8 +84,9 @@ class RoleTiedLayer(nn.Module):
         """Return the updated elements (one tensor per block), tokens and tensor tokens."""
         read = normalise(tensors)
         moments: list[list[Tensor]] = []
-        for block, values in zip(plan.blocks, elements, strict=True):
-            keeps = [(d,) for d in range(len(block.dims))] + [()] + [keep for keep, _ in contexts(block)]
+        joint = [contexts(block) for block in plan.blocks]
+        for block, values, wide in zip(plan.blocks, elements, joint, strict=True):
+            keeps = [(d,) for d in range(len(block.dims))] + [()] + [keep for keep, _ in wide]
             moments.append([torch.cat(pair, dim=-1) for pair in pooled_moments(values, block, keeps)])
         message = self._token_messages(plan, elements, moments, read)
         tokens = tokens + self.token_update(torch.cat([normalise(tokens), message], dim=-1))
@@ -101,7 +101,9 @@ class RoleTiedLayer(nn.Module):
             return list(elements), tokens, tensors
         read_tokens, read_tensors = normalise(tokens), normalise(tensors)
         updated = [
-            self._update_block(plan, b, elements[b], read_tokens, read_tensors[..., b, :], moments[b])
+            self._update_block(
+                plan, b, elements[b], read_tokens, read_tensors[..., b, :], moments[b], joint[b]
+            )
             for b in range(len(plan.blocks))
         ]
         return updated, tokens, tensors
@@ -135,6 +137,7 @@ class RoleTiedLayer(nn.Module):
         tokens: Tensor,
         tensor: Tensor,
         moments: Sequence[Tensor],
+        joint: Sequence[Context],
     ) -> Tensor:
         block = plan.blocks[b]
         ndim, role = len(block.dims), role_index(block.role)
@@ -144,7 +147,7 @@ class RoleTiedLayer(nn.Module):
             rows = tokens.narrow(-2, plan.offsets[dim.atom], dim.size)
             rows = rows * self.ordinal_gain[DIM_ROLES.index(dim.role), ordinal]
             terms.append(broadcast_back(self.from_token(rows, dim_index(block.role, dim.role)), block, (d,)))
-        for pooled, (keep, kind) in zip(moments[ndim + 1 :], contexts(block), strict=True):
+        for pooled, (keep, kind) in zip(moments[ndim + 1 :], joint, strict=True):
             added = self.from_context(pooled, role * (_FILTER + 1) + kind)
             terms.append(broadcast_back(added, block, keep))
         scale = (1 + len(terms)) ** -0.5
@@ -161,7 +164,6 @@ class RoleTiedLayer(nn.Module):
         return _in_chunks(update, values, terms, ndim)
 
 
-@lru_cache(maxsize=4096)
 def contexts(block: Block) -> tuple[Context, ...]:
     """Return the joint tables of a block that its own elements read."""
     found: dict[tuple[int, ...], int] = {}

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfopt.errors import PermutationSpecError
@@ -13,6 +13,7 @@ from nfopt.weightspace import block_plan
 from tests.hand_specs import SPECS, act_on_each, random_specs, random_tensors
 
 
+@settings(deadline=None)
 @given(random_specs(), st.integers(0, 99))
 def test_blocks_round_trip_exactly_on_every_spec(spec, seed):
     plan, tensors = block_plan(spec), random_tensors(spec, seed)
@@ -32,6 +33,7 @@ def test_batched_blocks_with_channels_round_trip_exactly(name):
     assert all(torch.equal(back[n], tensors[n]) for n in tensors)
 
 
+@settings(deadline=None)
 @given(random_specs(), st.integers(0, 99))
 def test_a_permutation_acts_on_blocks_one_dimension_at_a_time(spec, seed):
     plan, tensors = block_plan(spec), random_tensors(spec, seed)
@@ -44,6 +46,7 @@ def test_a_permutation_acts_on_blocks_one_dimension_at_a_time(spec, seed):
         assert torch.equal(before, after)
 
 
+@settings(deadline=None)
 @given(random_specs())
 def test_the_blocks_hold_every_element_once(spec):
     plan = block_plan(spec)
@@ -76,6 +79,7 @@ def test_a_sum_inside_a_product_is_cut():
     assert second.squeeze(-1).tolist() == [[3, 4, 5, 6, 7], [11, 12, 13, 14, 15]]
 
 
+@settings(deadline=None)
 @given(random_specs())
 def test_no_two_blocks_of_a_tensor_begin_alike(spec):
     blocks = block_plan(spec).blocks

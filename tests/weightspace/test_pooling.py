@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -50,6 +50,7 @@ def test_broadcast_back_writes_a_diagonal_into_zeros():
     assert_close(back, torch.diag_embed(values.movedim(1, -1)).movedim(1, -1))
 
 
+@settings(deadline=None)
 @given(random_specs(), st.integers(0, 99), st.data())
 def test_pool_and_broadcast_back_are_adjoint_up_to_the_count(spec, seed, data):
     plan = block_plan(spec)
@@ -70,6 +71,7 @@ def test_pool_and_broadcast_back_are_adjoint_up_to_the_count(spec, seed, data):
     assert_close((pooled * y).sum() * count, (x * broadcast_back(y, block, keep)).sum())
 
 
+@settings(deadline=None)
 @given(random_specs(), st.integers(0, 99))
 def test_moments_agree_with_pool(spec, seed):
     plan = block_plan(spec)
