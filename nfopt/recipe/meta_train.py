@@ -1,17 +1,14 @@
 """Job `meta_train`: learn the update rule's weights and write them as a checkpoint."""
 
-from dataclasses import fields, is_dataclass
-from functools import partial
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, JsonValue, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import Field, JsonValue
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nfopt.checkpoints import digest_of, save_checkpoint
-from nfopt.errors import NfoptError, RecipeError
+from nfopt.errors import RecipeError
 from nfopt.meta.estimator import ES, PES, GradientEstimator, TruncatedBackprop
 from nfopt.meta.family import TaskFamily
 from nfopt.meta.outer import OuterConfig
@@ -24,47 +21,16 @@ from nfopt.meta.trainer import MetaTrainer, TrainerConfig
 from nfopt.meta.unroll import Objective
 from nfopt.optim import RuleConfig
 from nfopt.optim.rule_checkpoint import read_rule, rule_checkpoint
+from nfopt.recipe.heldout import (
+    EvaluationOptions,
+    card_scores,
+    evaluate,
+    evaluation_table,
+    plan_evaluation,
+)
 from nfopt.recipe.job import JobResult, Recipe, RunContext, Table, job
-from nfopt.recipe.strict import Count, Fraction, Index, Positive, Strict, unknown_key
-
-
-def _unknown_keys(
-    record: type[Any], data: Any, path: tuple[str, ...] = ()
-) -> list[tuple[tuple[str, ...], str]]:
-    """Return path and message of every key of `data` that the dataclass `record` does not have."""
-    if not isinstance(data, dict):
-        return []
-    hints = get_type_hints(record)
-    found = []
-    for key, value in data.items():
-        if key not in hints:
-            found.append(((*path, str(key)), unknown_key(str(key), [f.name for f in fields(record)])))
-        elif is_dataclass(hints[key]):
-            found += _unknown_keys(hints[key], value, (*path, key))
-    return found
-
-
-def _strictly(record: type[Any], data: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    unknown = _unknown_keys(record, data)
-    if unknown:
-        raise ValidationError.from_exception_data(
-            record.__name__,
-            [
-                InitErrorDetails(
-                    type=PydanticCustomError("fault", "{message}", {"message": message}), loc=path, input=data
-                )
-                for path, message in unknown
-            ],
-        )
-    try:
-        return handler(data)
-    except NfoptError as error:
-        raise ValueError(str(error)) from error
-
-
-def _record(kind: type[Any]) -> WrapValidator:
-    """Return the annotation that reads a dataclass of the meta-training strictly."""
-    return WrapValidator(partial(_strictly, kind))
+from nfopt.recipe.records import record
+from nfopt.recipe.strict import Count, Fraction, Index, Positive, Strict
 
 
 class EstimatorOptions(Strict):
@@ -90,24 +56,25 @@ class SelectionOptions(Strict):
     instances: Count = 2
     horizon_factor: Count = 5
     every: Count = 50
-    family: Annotated[TaskFamily, _record(TaskFamily)] | None = None
+    family: Annotated[TaskFamily, record(TaskFamily)] | None = None
 
 
 class MetaTrainRecipe(Recipe):
     """The keys of `kind: meta_train`; see the dataclasses of nfopt.meta for what the nested ones mean."""
 
     seed: Index = 0
-    rule: Annotated[RuleConfig, _record(RuleConfig)] = Field(default_factory=RuleConfig)
+    rule: Annotated[RuleConfig, record(RuleConfig)] = Field(default_factory=RuleConfig)
     start: str | None = None
-    family: Annotated[TaskFamily, _record(TaskFamily)] = Field(default_factory=TaskFamily)
-    objective: Annotated[Objective, _record(Objective)] = Field(default_factory=Objective)
+    family: Annotated[TaskFamily, record(TaskFamily)] = Field(default_factory=TaskFamily)
+    objective: Annotated[Objective, record(Objective)] = Field(default_factory=Objective)
     estimator: EstimatorOptions = Field(default_factory=EstimatorOptions)
     slots: Count = 6
     instances: Count = 8
     reference_share: Fraction = 0.25
-    outer: Annotated[OuterConfig, _record(OuterConfig)] = Field(default_factory=OuterConfig)
+    outer: Annotated[OuterConfig, record(OuterConfig)] = Field(default_factory=OuterConfig)
     checkpoint_every: Count = 10
     selection: SelectionOptions = Field(default_factory=SelectionOptions)
+    evaluation: EvaluationOptions | None = None
 
 
 def plan_meta_train(recipe: MetaTrainRecipe) -> list[str]:
@@ -120,6 +87,7 @@ def plan_meta_train(recipe: MetaTrainRecipe) -> list[str]:
         f"every {recipe.selection.every} outer steps, try the average on {recipe.selection.tasks} trainings "
         f"{recipe.selection.horizon_factor} times as long",
         "write checkpoint.safetensors with the best average, or the nominal point if none was better",
+        *(plan_evaluation(recipe.evaluation) if recipe.evaluation else ()),
     ]
 
 
@@ -175,15 +143,21 @@ def run_meta_train(recipe: MetaTrainRecipe, context: RunContext) -> JobResult:
             context.note_data(f"{name}-{side}", load_source(name, side).content_hash)
     summary = context.piece("meta-training", lambda: _train(recipe, context))
     theta = load_file(context.folder / "best.safetensors")
+    results: dict[str, JsonValue] = {"summary": summary, "digest": digest_of(theta)}
+    tables = [_table(summary)]
     card: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json", exclude={"output", "provenance"}),
         "summary": summary,
         "torch": str(torch.__version__),
     }
+    if recipe.evaluation is not None:
+        found = evaluate(recipe.rule, theta, recipe.evaluation, context)
+        results["tasks"] = found
+        card["heldout"] = card_scores(found)
+        tables.append(evaluation_table(found))
     place = context.folder / "checkpoint.safetensors"
     save_checkpoint(place, rule_checkpoint(theta, recipe.rule, card), overwrite=True)
-    results: dict[str, JsonValue] = {"summary": summary, "digest": digest_of(theta)}
-    return JobResult(results, (_table(summary),), files=(place,))
+    return JobResult(results, tables, files=(place,))
 
 
 def _train(recipe: MetaTrainRecipe, context: RunContext) -> JsonValue:
