@@ -108,7 +108,9 @@ def run(
         except KeyboardInterrupt:
             command = shlex.join(["nfopt", "run", str(recipe), *(overrides or []), "--resume"])
             _ERR.print(
-                f"\nstopped; nothing that is finished is lost. Continue with\n  {command}", markup=False
+                f"\nstopped; nothing that is finished is lost. Continue with\n  {command}",
+                markup=False,
+                soft_wrap=True,
             )
             raise typer.Exit(INTERRUPTED) from None
         for table in outcome.result.tables:
@@ -188,7 +190,9 @@ def list_plugins() -> None:
         _show_list(
             "optimizers (optimizers.*.name:)", [(name, _first_line(OPTIMIZERS[name])) for name in OPTIMIZERS]
         )
-        _show_list("checkpoints (checkpoint:)", [(name, "bundled weights") for name in bundled_names()])
+        checkpoints = [("nominal", "no learned part: the hand-made point that learning starts from")]
+        checkpoints += [(name, "weights that come with the package") for name in bundled_names()]
+        _show_list("checkpoints of nfopt (checkpoint:)", checkpoints)
 
 
 def _first_line(entry: Any) -> str:

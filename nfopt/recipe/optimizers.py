@@ -6,14 +6,15 @@ from itertools import product
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, JsonValue, SerializeAsAny, WrapValidator, model_validator
+from pydantic import Field, JsonValue, SerializeAsAny, ValidationError, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from nfopt.errors import NfoptError, unknown_name
 from nfopt.optim import NFOptimizer
-from nfopt.recipe.strict import Fraction, NonNegative, Positive, Strict
+from nfopt.recipe.source import KeyPath
+from nfopt.recipe.strict import Fraction, NonNegative, Positive, Strict, fault_at
 from nfopt.registry import Registry
 from nfopt.training import Optimization
 
@@ -48,11 +49,17 @@ class OptimizerOptions(Strict):
 
     @model_validator(mode="after")
     def _every_candidate_is_valid(self) -> Self:
+        faults: list[tuple[KeyPath, str]] = []
         for key in self.tune:
-            if key not in type(self).model_fields or key in ("name", "label", "tune"):
-                raise ValueError(str(unknown_name("option to tune", key, _tunable(type(self)))))
-        if self.tune:
-            self.candidates()
+            if key not in _tunable(type(self)):
+                faults.append((("tune", key), str(unknown_name("option to tune", key, _tunable(type(self))))))
+        if not faults and self.tune:
+            try:
+                self.candidates()
+            except ValidationError as error:
+                faults = [(("tune", *details["loc"]), details["msg"]) for details in error.errors()]
+        if faults:
+            raise fault_at(type(self).__name__, self.tune, *faults)
         return self
 
 
@@ -69,8 +76,8 @@ def _by_name(value: Any, _: Any) -> OptimizerOptions:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise PydanticCustomError("fault", "must be a mapping with the name of an optimizer.")
     if value["name"] not in OPTIMIZERS:
-        message = {"message": str(unknown_name("optimizer", value["name"], OPTIMIZERS))}
-        raise PydanticCustomError("fault", "{message}", message)
+        message = str(unknown_name("optimizer", value["name"], OPTIMIZERS))
+        raise fault_at("optimizer", value, (("name",), message))
     return OPTIMIZERS[value["name"]].model_validate(value)
 
 

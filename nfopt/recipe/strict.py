@@ -40,11 +40,26 @@ def _explained(model: type[Strict], error: Any) -> InitErrorDetails:
     elif error["type"] == "missing":
         message = "is missing."
     elif error["type"] not in ("fault", "value_error"):
-        message = message.removeprefix("Input ").replace("valid dictionary", "mapping")
+        message = (
+            message.removeprefix("Input ").replace("valid dictionary", "mapping").partition(" or inst")[0]
+        )
         message = f"{message}, not {error['input']!r}."
     message = message.removeprefix("Value error, ")
     kind = PydanticCustomError("fault", "{message}", {"message": message})
     return InitErrorDetails(type=kind, loc=location, input=error["input"])
+
+
+def fault_at(title: str, value: Any, *faults: tuple[KeyPath, str]) -> ValidationError:
+    """Return the error to raise in a validator for faults at key paths below the validated `value`."""
+    return ValidationError.from_exception_data(
+        title,
+        [
+            InitErrorDetails(
+                type=PydanticCustomError("fault", "{message}", {"message": message}), loc=path, input=value
+            )
+            for path, message in faults
+        ],
+    )
 
 
 def unknown_key(key: str, known: list[str]) -> str:
