@@ -16,6 +16,7 @@ from nfopt.symmetry import Axis, PermutationSpec
 from nfopt.symmetry.axes import atoms_of
 from nfopt.weightspace.incidence import Incidence, MatrixLayout
 
+MOST_STEPS = 2000.0
 ENTRY_FEATURES = ("weight", "momentum", "second", "signal")
 TENSOR_FEATURES = (
     "weight_scale",
@@ -24,6 +25,7 @@ TENSOR_FEATURES = (
     "row_evenness",
     "column_evenness",
     "age",
+    "horizon",
     "progress",
     "early",
     "late",
@@ -130,7 +132,7 @@ def features(
     rates: MomentumRates,
     weight_unit: Float[Tensor, " tensors"],
     static: Float[Tensor, "tensors 8"],
-) -> tuple[Float[Tensor, "*batch entries 4"], Float[Tensor, "*batch tensors 17"]]:
+) -> tuple[Float[Tensor, "*batch entries 4"], Float[Tensor, "*batch tensors 18"]]:
     """Return the features named in ENTRY_FEATURES and TENSOR_FEATURES.
 
     Args:
@@ -162,7 +164,8 @@ def features(
             seen.alive * seen.agreement,
             seen.alive * evenness[..., 0],
             seen.alive * evenness[..., 1],
-            torch.log1p(seen.step) / 4 - 1,
+            _log_steps(seen.step),
+            _log_steps(seen.step / seen.progress),
             (2 * seen.progress - 1) * wide,
             torch.exp(-seen.progress / 0.05) * wide,
             torch.exp((seen.progress - 1) / 0.1) * wide,
@@ -186,6 +189,11 @@ def cosines(first: list[Tensor], second: list[Tensor], layouts: tuple[MatrixLayo
 def _log_ratio(square: Float[Tensor, "..."], unit: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Half the log of a ratio of mean squares; 0 where both vanish."""
     return 0.5 * ((square + TINY).log() - (unit + TINY).log())
+
+
+def _log_steps(steps: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Log of a number of steps, cut where meta-training no longer reaches."""
+    return torch.log1p(steps.clamp(max=MOST_STEPS)) / 4 - 1
 
 
 def _bounded(value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
