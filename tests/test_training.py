@@ -9,6 +9,7 @@ from torch import nn
 
 from nfopt.data import ImageData, Split
 from nfopt.errors import CheckpointError, NfoptError
+from nfopt.optim import NFOptimizer
 from nfopt.training import Curve, Optimization, TrainingConfig, batch_indices, train
 
 
@@ -78,9 +79,17 @@ def test_the_points_are_the_first_the_last_and_every_seventh():
     assert set(curve.final) == {"train", "val", "test"}
 
 
+def _args_with_nfopt():
+    model, _ = fresh()
+    data = some_data()
+    optimizer = NFOptimizer(model, 23, checkpoint="nominal", example_inputs=(data.train.images[:2],))
+    return model, data, Optimization(optimizer)
+
+
+@pytest.mark.parametrize("make", [_args, _args_with_nfopt])
 @pytest.mark.parametrize("stop_at", [0, 7, 14, 21])
-def test_a_training_that_is_stopped_and_begun_again_ends_with_the_same_bits(tmp_path, stop_at):
-    whole_model, data, optimization = _args()
+def test_a_training_that_is_stopped_and_begun_again_ends_with_the_same_bits(tmp_path, stop_at, make):
+    whole_model, data, optimization = make()
     whole = train(whole_model, data, optimization, CONFIG)
 
     def stop(progress):
@@ -88,8 +97,8 @@ def test_a_training_that_is_stopped_and_begun_again_ends_with_the_same_bits(tmp_
             raise StopHereError
 
     with pytest.raises(StopHereError):
-        train(*_args(), CONFIG, state_file=tmp_path / "s", progress=stop)
-    model, data, optimization = _args()
+        train(*make(), CONFIG, state_file=tmp_path / "s", progress=stop)
+    model, data, optimization = make()
     resumed = train(model, data, optimization, CONFIG, state_file=tmp_path / "s")
     assert resumed == whole
     for a, b in zip(model.state_dict().values(), whole_model.state_dict().values(), strict=True):
