@@ -4,7 +4,7 @@ Every estimator works on a carry (where each pair's inner training stands) and r
 of copies; their mean is the estimate, and the means of two halves are independent estimates of their own.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -212,7 +212,7 @@ class TruncatedBackprop:
 
     g_k = d L_k / d theta through the piece's own steps, second derivatives included. No variance from
     perturbations; biased towards short-term gains, as influence through earlier pieces is cut, and of
-    exploding variance over long pieces (Metz et al. 2019): use 10 to 20 steps and bounded outputs.
+    exploding variance over long pieces (Metz et al. 2019): use 20 to 50 steps and bounded outputs.
     An instance whose loss or gradient is not finite gives no gradient and is counted as failed.
 
     Attributes:
@@ -220,8 +220,8 @@ class TruncatedBackprop:
         max_norm: each instance's gradient is scaled down to this norm.
     """
 
-    truncation: int | None = 20
-    max_norm: float = field(default=10.0)
+    truncation: int | None = 50
+    max_norm: float = 10.0
 
     def __post_init__(self) -> None:
         _check(1.0, self.truncation)

@@ -36,8 +36,8 @@ from nfopt.recipe.strict import Count, Fraction, Index, Positive, Strict
 class EstimatorOptions(Strict):
     """The meta-gradient's estimator: `truncation` null is the whole training; `sigma` is ES's and PES's."""
 
-    kind: Literal["es", "pes", "backprop"] = "es"
-    truncation: Count | None = None
+    kind: Literal["es", "pes", "backprop"] = "backprop"
+    truncation: Count | None = 50
     sigma: Positive = 0.01
 
     def build(self) -> GradientEstimator:
