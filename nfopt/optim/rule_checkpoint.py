@@ -47,7 +47,7 @@ def read_rule(checkpoint: str | Checkpoint) -> tuple[RuleConfig, dict[str, Tenso
     if expected != given:
         wrong = sorted(set(expected.items()) ^ set(given.items()))
         raise CheckpointError(
-            f"{found.name} does not hold the weights that its configuration asks for: {wrong[:4]}."
+            f"the weights of {found.name} do not fit its configuration: {wrong[:4]}."
         )
     return config, dict(found.theta), found.name
 
