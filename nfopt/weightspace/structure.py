@@ -1,6 +1,6 @@
 """What is known of blocks and neurons before any value is read: depth, fans, sizes, fixed positions."""
 
-from math import log
+from math import log1p
 
 import torch
 from jaxtyping import Float
@@ -23,9 +23,9 @@ def describe_blocks(plan: BlockPlan) -> Float[Tensor, "blocks channels"]:
     rows = [
         (
             2 * block.depth - 1,
-            log(max(1, block.fan_in)) / 4 - 1,
-            log(max(1, block.fan_out)) / 4 - 1,
-            log(max(1, block.numel)) / 8 - 1,
+            _size(block.fan_in),
+            _size(block.fan_out),
+            _size(block.numel) / 2,
             _start(block, "out"),
             _start(block, "in"),
             float(block.used),
@@ -39,23 +39,31 @@ def describe_blocks(plan: BlockPlan) -> Float[Tensor, "blocks channels"]:
 def describe_tokens(plan: BlockPlan, frequencies: int) -> Float[Tensor, "tokens channels"]:
     """Return 2 + 2 `frequencies` channels for each index of each atom of the plan, atom after atom.
 
-    Whether the atom is fixed, its log size, and for the indices of a fixed atom (kernel positions, pixels,
-    classes) sines and cosines of pi k p at their position p in (-1, 1), k = 1 .. frequencies. Indices of an
-    atom that can be permuted have no position: theirs are zero.
+    Whether the atom is fixed (1 or -1), its log size, and for the indices of a fixed atom (kernel positions,
+    pixels, classes) sines and cosines of pi k p at their position p in (-1, 1), k = 1 .. frequencies.
+    Indices of an atom that can be permuted have no position: theirs are zero.
     """
     tables = []
     waves = torch.arange(1, frequencies + 1, dtype=torch.float64) * torch.pi
     for name, atom in plan.atoms.items():
         fixed = name in plan.fixed
         table = torch.zeros(atom.size, 2 + 2 * frequencies, dtype=torch.float64)
-        table[:, 0] = float(fixed)
-        table[:, 1] = log(max(1, atom.size)) / 4 - 1
+        table[:, 0] = 1.0 if fixed else -1.0
+        table[:, 1] = _size(atom.size)
         if fixed:
             position = (2 * torch.arange(atom.size, dtype=torch.float64) + 1) / max(1, atom.size) - 1
             phase = position[:, None] * waves
             table[:, 2:] = torch.cat([phase.sin(), phase.cos()], dim=-1)
         tables.append(table)
     return torch.cat(tables) if tables else torch.zeros(0, 2 + 2 * frequencies, dtype=torch.float64)
+
+
+def _size(count: int) -> float:
+    """Return a slow function of a size, 0 at 32 and below 1 up to a hundred million.
+
+    Slow, because a network must not mistake a width that it never saw for another kind of layer.
+    """
+    return (log1p(count) - log1p(32)) / 16
 
 
 def _start(block: Block, role: DimRole) -> float:

@@ -145,6 +145,18 @@ def test_each_kernel_position_is_its_own():
         assert len(positions.unique(dim=0)) == 9
 
 
+@pytest.mark.parametrize("atom", ["x", "y", "kh", "kw"])
+def test_indices_of_a_fixed_atom_are_not_interchangeable(atom):
+    spec, (w, g), net = SPECS["resnet"], arguments(SPECS["resnet"]), network()
+    size = spec.atoms[atom].size
+    swap = {atom: torch.arange(size).flip(0)}
+    before, after = (net(FEATURES(spec, *pair)) for pair in ((w, g), (spec.act(swap, w), spec.act(swap, g))))
+    assert (before.readout - after.readout).abs().max() > 1e-5
+    name = spec.occurrences[atom][0][0]
+    followed = torch.stack([spec.act_on(name, swap, c) for c in before.elements[name].unbind(-1)], dim=-1)
+    assert (followed - after.elements[name]).abs().max() > 1e-3
+
+
 def test_positions_can_be_left_out():
     case = PermutationSpec({"w": TensorAxes((Atom("c", 3), KH), "conv", ("out", "kernel"))}, {"kh": "kernel"})
     constant = {"w": torch.ones(3, 3, dtype=torch.float64)}
