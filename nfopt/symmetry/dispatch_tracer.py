@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nfopt.symmetry.engine import Engine, Value
+from nfopt.symmetry.engine import MASKS, Engine, Value
 from nfopt.symmetry.skeleton import Skeleton
 
 
@@ -46,7 +46,10 @@ class _Recorder(TorchDispatchMode):
     def add_input(self, name: str, tree: Any) -> None:
         for leaf in pytree.tree_leaves(tree):
             if isinstance(leaf, Tensor):
-                self.values[id(leaf)] = (leaf, self.engine.boundary(leaf.shape, f"model input ({name})"))
+                self.values[id(leaf)] = (leaf, self._input(leaf, name))
+
+    def _input(self, leaf: Tensor, name: str) -> Value:
+        return self.engine.boundary(leaf.shape, f"model input ({name})", mask=leaf.dtype in MASKS)
 
     def value(self, tensor: Tensor) -> Value:
         """Return the value of a tensor: one seen before, the module's own, or a constant."""
@@ -71,6 +74,7 @@ class _Recorder(TorchDispatchMode):
         place = self.places[-1]
         made = self.engine.apply(func, bound_args, bound_kwargs, shapes, place=place)
         for tensor, value in zip(tensors, made, strict=True):
+            value.mask = tensor.dtype in MASKS
             if id(tensor) not in self.values or not func._schema.is_mutable:
                 self.values[id(tensor)] = (tensor, value)
         return result

@@ -24,12 +24,14 @@ class Value:
         constant: all elements are known to be equal.
         sources: parameters and statistics, when the value depends on nothing else.
         state: whether the value is the module's own tensor, which outlives the forward pass.
+        mask: its elements are booleans, so that indexing with it selects.
     """
 
     axes: Axes
     constant: bool = False
     sources: tuple[str, ...] = ()
     state: bool = False
+    mask: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -39,9 +41,17 @@ class Value:
 
 @dataclass
 class Usage:
-    """How the forward pass uses one parameter or statistic; the first use decides."""
+    """How the forward pass uses one parameter or statistic; the first use decides.
+
+    Attributes:
+        first_use: number of the operation where it, or what was made of it alone, first meets anything else.
+        met: whether that has happened; until then `first_use` is the first operation of any kind.
+        role: what it is used for, once an operation tells.
+        dims: what each of its dimensions is used for, likewise.
+    """
 
     first_use: int
+    met: bool = False
     role: Role | None = None
     dims: tuple[DimRole, ...] | None = None
 
@@ -160,9 +170,9 @@ class Engine:
         self.parameters[name] = value
         return value
 
-    def boundary(self, shape: Sequence[int], reason: str) -> Value:
+    def boundary(self, shape: Sequence[int], reason: str, *, mask: bool = False) -> Value:
         """Return a new value that is fixed along every axis."""
-        return Value(tuple(self.unifier.fresh(size, reason) for size in shape))
+        return Value(tuple(self.unifier.fresh(size, reason) for size in shape), mask=mask)
 
     def constant(self, tensor: Tensor, what: str) -> Value:
         """Return the value of a tensor with known contents: free along the axes where they do not vary."""
@@ -172,7 +182,7 @@ class Engine:
             axes.append(
                 self.unifier.fresh(size, f"values differ along the axis of {what}" if varies else None)
             )
-        return Value(tuple(axes), state=True)
+        return Value(tuple(axes), state=True, mask=tensor.dtype in MASKS)
 
     def fix_output(self, tree: Any) -> None:
         """Fix everything that the module returns."""
@@ -196,13 +206,11 @@ class Engine:
         call = Call(name, bound, out_shapes, used, place, self)
         inputs = call.values()
         self.calls += 1
-        for value in inputs:
-            for source in value.sources:
-                self.usage.setdefault(source, Usage(self.calls))
+        pure = all(value.sources or value.state or value.constant for value in inputs)
+        self._note_use(inputs, met=not pure)
         if not out_shapes:
             return []
         all_axes = self._outputs(call, op)
-        pure = all(value.sources or value.state or value.constant for value in inputs)
         sources = tuple(dict.fromkeys(s for value in inputs for s in value.sources)) if pure else ()
         outputs = [Value(axes, sources=sources) for axes in all_axes]
         for value in outputs:
@@ -215,13 +223,19 @@ class Engine:
         self.calls += 1
         reason = f"no rule for {name} (at {place or 'the top level'})"
         self.unruled[f"{name} (at {place or 'the top level'})"] = None
-        for leaf in pytree.tree_leaves(inputs):
-            if isinstance(leaf, Value):
-                for source in leaf.sources:
-                    self.usage.setdefault(source, Usage(self.calls))
-                for axis in leaf.axes:
-                    self.unifier.fix(axis, reason)
+        values = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Value)]
+        self._note_use(values, met=True)
+        for value in values:
+            for axis in value.axes:
+                self.unifier.fix(axis, reason)
         return [self.boundary(shape, reason) for shape in out_shapes]
+
+    def _note_use(self, inputs: list[Value], *, met: bool) -> None:
+        for value in inputs:
+            for source in value.sources:
+                usage = self.usage.setdefault(source, Usage(self.calls))
+                if met and not usage.met:
+                    usage.first_use, usage.met = self.calls, True
 
     def _outputs(self, call: Call, op: Any) -> list[Axes]:
         known = _lookup(call.name, op)
@@ -255,6 +269,7 @@ class Engine:
                     self.unifier.fix(before, "written to a buffer in the forward pass")
 
 
+MASKS = (torch.bool, torch.uint8)
 CONSTANT_FACTORIES = {
     f"aten.{name}"
     for name in (
@@ -294,7 +309,8 @@ def _lookup(name: str, op: Any) -> Rule | None:
     for candidate in (name, name.rstrip("_")):
         if candidate in RULES:
             return RULES[candidate]
-    if torch.Tag.pointwise in getattr(op, "tags", ()):
+    tags = getattr(op, "tags", ())
+    if torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags:
         return RULES["pointwise"]
     return None
 

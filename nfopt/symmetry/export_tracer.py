@@ -9,7 +9,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from nfopt.symmetry.engine import Engine, Value
+from nfopt.symmetry.engine import MASKS, Engine, Value
 from nfopt.symmetry.skeleton import Skeleton
 
 WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
@@ -64,7 +64,8 @@ class _Interpreter:
             given = inputs.get(node.name)
             example = node.meta.get("val")
             if given is None and isinstance(example, Tensor):
-                given = self.engine.boundary(example.shape, f"model input ({node.name})")
+                shape, mask = static_shape(example), example.dtype in MASKS
+                given = self.engine.boundary(shape, f"model input ({node.name})", mask=mask)
             operands.append(given)
         self.engine.fix_output(self.run(operands))
 
@@ -107,6 +108,9 @@ class _Interpreter:
                 return example
             return rebuild(self.engine.opaque(name, (args, kwargs), shapes, place))
         outputs = self.engine.apply(target, args, kwargs, shapes, place=place, used=_used_outputs(node))
+        leaves = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+        for leaf, value in zip(leaves, outputs, strict=True):
+            value.mask = leaf.dtype in MASKS
         return rebuild(outputs)
 
     def _higher_order(self, name: str, args: Any, kwargs: Any, example: Any, place: str) -> Any:
@@ -131,10 +135,21 @@ class _Interpreter:
         return _Interpreter(graph, self.engine, self.constants).run(operands)
 
 
+class DataDependentShapeError(Exception):
+    """A size in the graph depends on data; never leaves the tracer."""
+
+
+def static_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape of a fake tensor whose sizes are numbers."""
+    if not all(type(size) is int for size in tensor.shape):
+        raise DataDependentShapeError
+    return tuple(tensor.shape)
+
+
 def flat_outputs(example: Any) -> tuple[list[tuple[int, ...]], Any]:
     """Return the shapes of the tensors in `example` and a function that puts values in their places."""
     leaves, spec = pytree.tree_flatten(example)
-    shapes = [tuple(int(size) for size in leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
+    shapes = [static_shape(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
 
     def rebuild(values: list[Value]) -> Any:
         pending = iter(values)

@@ -1,8 +1,6 @@
 """A randomised float64 copy of a module that can be run again and again with other weights."""
 
-import copy
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +8,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nfopt.symmetry.skeleton import Skeleton, copy_module, describe_arguments, example_arguments, unwrap
+from nfopt.symmetry.skeleton import (
+    HOOKS,
+    Skeleton,
+    copy_module,
+    describe_arguments,
+    example_arguments,
+    plain_conditions,
+    unwrap,
+)
 from nfopt.symmetry.spec import PermutationSpec, TensorAxes
 
 WIDE = {torch.complex64: torch.complex128, torch.complex32: torch.complex128}
@@ -53,29 +59,23 @@ class RandomisedModule:
         self.base = {name: tensor.detach().clone() for name, tensor in self.skeleton.tensors.items()}
         self.promoted: dict[str, None] = {}
         self._changed: dict[str, None] = {}
-        self._state = [(part, _snapshot(part)) for part in self.skeleton.module.modules()]
+        self._state = [(part, _snapshot(part.__dict__)) for part in self.skeleton.module.modules()]
 
     def run(self, changed: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """Return the tensors that the copy computes with the base tensors, some of them changed."""
         for part, state in self._state:
             # What a forward pass stored on its module may come from other weights.
             part.__dict__.clear()
-            part.__dict__.update(_snapshot_of(state))
+            part.__dict__.update(_snapshot(state))
         changed = changed or {}
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with plain_conditions(), torch.no_grad():
             torch.manual_seed(0)
             for name in {**self._changed, **changed}:
                 self.skeleton.tensors[name].copy_(changed.get(name, self.base[name]))
             self._changed = dict.fromkeys(changed)
             args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (self._args, self._kwargs))
-            fast_path = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
-            try:
-                with _Promoting(self.promoted):
-                    outputs = self.skeleton.module(*args, **kwargs)
-            finally:
-                torch.backends.mha.set_fastpath_enabled(fast_path)
+            with _Promoting(self.promoted):
+                outputs = self.skeleton.module(*args, **kwargs)
         return [leaf.clone() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
     def rounding(self, generator: torch.Generator) -> list[Tensor]:
@@ -102,18 +102,34 @@ class _Promoting(TorchDispatchMode):
             kwargs["dtype"] = _wide(dtype)
             if any(isinstance(arg, Tensor) and arg.dtype == _wide(dtype) for arg in args):
                 self.promoted[str(func._overloadpacket)] = None
-        if not func._schema.is_mutable:
-            args, kwargs = pytree.tree_map_only(Tensor, _widen_if_narrow, (args, kwargs))
+        if func._schema.is_mutable:
+            return func(*args, **kwargs)
+        if any(_is_narrow(leaf) for leaf in _shallow_leaves(args, kwargs)):
+            args, kwargs = pytree.tree_map_only(Tensor, _widened_if_narrow, (args, kwargs))
         result = func(*args, **kwargs)
-        return result if func._schema.is_mutable else pytree.tree_map_only(Tensor, _widen_if_narrow, result)
+        if isinstance(result, Tensor):
+            return _widened_if_narrow(result)
+        return pytree.tree_map_only(Tensor, _widened_if_narrow, result)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype.is_floating_point else WIDE.get(dtype, dtype)
 
 
-def _widen_if_narrow(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == _wide(tensor.dtype) else tensor.to(_wide(tensor.dtype))
+def _is_narrow(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dtype != _wide(leaf.dtype)
+
+
+def _widened_if_narrow(tensor: Tensor) -> Tensor:
+    return tensor.to(_wide(tensor.dtype)) if _is_narrow(tensor) else tensor
+
+
+def _shallow_leaves(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    for arg in (*args, *kwargs.values()):
+        if isinstance(arg, list | tuple):
+            yield from arg
+        else:
+            yield arg
 
 
 def _input(leaf: Any, generator: torch.Generator) -> Any:
@@ -156,12 +172,9 @@ def _draw(name: str, tensor: Tensor, entry: TensorAxes, generator: torch.Generat
     return noise * gain * (2.0 / fan_in) ** 0.5
 
 
-def _snapshot(part: nn.Module) -> dict[str, Any]:
-    return dict(_snapshot_of(part.__dict__))
-
-
-def _snapshot_of(state: Mapping[str, Any]) -> dict[str, Any]:
+def _snapshot(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a module's attributes, containers copied one level deep; hooks do not change."""
     return {
-        key: copy.copy(value) if isinstance(value, dict | list | set) else value
+        key: value.copy() if isinstance(value, dict | list | set) and key not in HOOKS else value
         for key, value in state.items()
     }

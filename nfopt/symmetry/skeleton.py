@@ -1,8 +1,10 @@
 """A detached copy of a module, safe to trace and to run: the user's own module is never touched."""
 
 import copy
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,6 +180,23 @@ def _statistics(module: nn.Module) -> list[str]:
     return found
 
 
+@contextmanager
+def plain_conditions() -> Iterator[None]:
+    """Run on the CPU, under no mode of the caller's, without warnings, and restore the random state."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.device("cpu"))
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
 def example_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return positional and keyword arguments on the CPU from what the user gave.
 
@@ -206,7 +225,7 @@ def _own(leaf: Any) -> Any:
         return leaf
     if leaf.is_meta or type(leaf) not in (Tensor, nn.Parameter):
         # Fake and other wrapped tensors stand for their shape.
-        return torch.zeros(tuple(leaf.shape), dtype=leaf.dtype)
+        return torch.zeros(tuple(leaf.shape), dtype=leaf.dtype, device="cpu")
     return leaf.detach().cpu().clone()
 
 

@@ -1,8 +1,5 @@
 """Derivation of a module's permutation symmetry by reading one forward pass."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,9 +10,16 @@ from nfopt.errors import TraceError
 from nfopt.symmetry import rules as _rules  # noqa: F401  (entering the rules)
 from nfopt.symmetry.dispatch_tracer import run_dispatch
 from nfopt.symmetry.engine import Engine
-from nfopt.symmetry.export_tracer import export, play
+from nfopt.symmetry.export_tracer import DataDependentShapeError, export, play
 from nfopt.symmetry.freeze import freeze
-from nfopt.symmetry.skeleton import Skeleton, copy_module, describe_arguments, example_arguments, unwrap
+from nfopt.symmetry.skeleton import (
+    Skeleton,
+    copy_module,
+    describe_arguments,
+    example_arguments,
+    plain_conditions,
+    unwrap,
+)
 from nfopt.symmetry.spec import PermutationSpec
 
 Tracer: TypeAlias = Literal["export", "run"]
@@ -42,6 +46,8 @@ def trace_permutation_spec(
     One forward pass of a detached copy in eval mode is read operation by operation; each operation ties the
     axes that it relates. Model inputs and outputs are fixed. An operation without a rule fixes every axis
     that it touches and is listed in the spec's `unruled`. The module itself is never run or changed.
+    Buffers other than running statistics are constants: an axis along which one varies is fixed. What only
+    happens in training (an auxiliary head) is not seen; parameters used nowhere else are fixed and flagged.
 
     Args:
         module: any module; the wrappers of DistributedDataParallel and torch.compile are looked through, so
@@ -60,7 +66,7 @@ def trace_permutation_spec(
         raise TraceError(f"tracer is {tracer!r}; give one of {TRACERS}, or None for both in turn.")
     module = unwrap(module)
     args, kwargs = example_arguments(example_inputs)
-    with _quiet():
+    with plain_conditions():
         if tracer != "run":
             skeleton = copy_module(module, _shape_only)
             try:
@@ -70,8 +76,15 @@ def trace_permutation_spec(
                     raise _trace_error(module, args, kwargs, error) from error
             else:
                 engine = Engine()
-                play(program, skeleton, engine)
-                return _spec(skeleton, engine)
+                try:
+                    play(program, skeleton, engine)
+                    return _spec(skeleton, engine)
+                except DataDependentShapeError as error:
+                    if tracer == "export":
+                        raise TraceError(
+                            f"a shape inside {type(module).__name__} depends on data, so that an exported "
+                            'graph does not tell it. Leave out tracer="export".'
+                        ) from error
         skeleton = copy_module(module, _real)
         engine = Engine()
         try:
@@ -79,19 +92,6 @@ def trace_permutation_spec(
         except FORWARD_ERRORS as error:
             raise _trace_error(module, args, kwargs, error) from error
         return _spec(skeleton, engine)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Make attention take its plain path, and keep warnings of the exporter and the forward pass back."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 def _spec(skeleton: Skeleton, engine: Engine) -> PermutationSpec:
@@ -105,14 +105,14 @@ def _spec(skeleton: Skeleton, engine: Engine) -> PermutationSpec:
 def _shape_only(name: str, tensor: Tensor) -> Tensor:
     # Memory that is never written costs nothing; other buffers are read for whether they vary.
     if isinstance(tensor, nn.Parameter):
-        return torch.empty(tuple(tensor.shape), dtype=tensor.dtype)
+        return torch.empty(tuple(tensor.shape), dtype=tensor.dtype, device="cpu")
     return _real(name, tensor)
 
 
 def _real(name: str, tensor: Tensor) -> Tensor:
     if tensor.is_meta:
         # Without values nothing is known to be constant.
-        return torch.randn(tuple(tensor.shape)).to(tensor.dtype)
+        return torch.randn(tuple(tensor.shape), device="cpu").to(tensor.dtype)
     return tensor.detach().cpu().clone()
 
 

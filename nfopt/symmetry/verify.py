@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nfopt.errors import PermutationSpecError
 from nfopt.symmetry.float64 import RandomisedModule
-from nfopt.symmetry.skeleton import copy_module, unwrap
+from nfopt.symmetry.skeleton import copy_module, plain_conditions, unwrap
 from nfopt.symmetry.spec import Permutation, PermutationSpec, permuted_order
 
 CONTROL_CHANGE = 1e-9
@@ -132,6 +132,19 @@ def verify(
     if trials < 1:
         raise PermutationSpecError(f"verification needs at least one trial, not {trials}.")
     _check_fit(module, spec)
+    with plain_conditions():
+        return _verify(module, spec, example_inputs, seed, trials, controls, tolerance)
+
+
+def _verify(
+    module: nn.Module,
+    spec: PermutationSpec,
+    example_inputs: Any,
+    seed: int,
+    trials: int,
+    controls: int | None,
+    tolerance: float,
+) -> VerificationReport:
     generator = torch.Generator().manual_seed(seed)
     proof = _Proof(module, spec, example_inputs, generator, trials, tolerance)
     guilty: list[tuple[str, float]] = []

@@ -287,6 +287,24 @@ CASES: dict[str, tuple[Callable[..., Any], Shapes, tuple[int, ...], list[int]]] 
         X,
         [5],
     ),
+    "distances forget the axis": (
+        lambda p, x: torch.cdist(x @ p.a, (x @ p.b).tanh()),
+        {"a": (3, 5), "b": (3, 5)},
+        (2, 4, 3),
+        [5],
+    ),
+    "a cosine forgets the axis": (
+        lambda p, x: F.cosine_similarity(x @ p.a, (x @ p.b).tanh(), dim=-1),
+        {"a": (3, 5), "b": (3, 5)},
+        X,
+        [5],
+    ),
+    "bags of rows": (
+        lambda p, x: F.embedding_bag(torch.tensor([[0, 1], [3, 5]]), p.t).tanh() @ p.b + x @ p.c,
+        {"t": (7, 5), "b": (5, 2), "c": (3, 2)},
+        X,
+        [5],
+    ),
     "token mixing": (
         lambda p, x: ((x.mT @ p.a).relu() @ p.b).mT @ p.c,
         {"a": (4, 7), "b": (7, 4), "c": (3, 2)},
@@ -328,6 +346,19 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int], in
     ),
     "a gated recurrent unit": (lambda: Last(nn.GRU(3, 5), 5), (4, 2, 3), [5], 0),
     "long short-term memory": (lambda: Last(nn.LSTM(3, 5), 5), (4, 2, 3), [5], 0),
+    "long short-term memory with a projection": (
+        lambda: Last(nn.LSTM(3, 5, proj_size=2), 2),
+        (4, 2, 3),
+        [2, 5],
+        0,
+    ),
+    "a bilinear map": (lambda: Pair(nn.Bilinear(5, 7, 2)), X, [5, 7], 0),
+    "channel shuffle as a module": (
+        lambda: nn.Sequential(nn.Conv2d(3, 15, 1), nn.ChannelShuffle(3), nn.Conv2d(15, 2, 1)),
+        (2, 3, 2, 2),
+        [3, 5],
+        0,
+    ),
     "a plain recurrent network": (lambda: Last(nn.RNN(3, 5), 5), (4, 2, 3), [5], 0),
 }
 
@@ -342,6 +373,18 @@ class Last(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.rnn(x)[0])
+
+
+class Pair(nn.Module):
+    """Two hidden layers that meet in a bilinear map."""
+
+    def __init__(self, bilinear: nn.Bilinear) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, bilinear.in1_features), nn.Linear(3, bilinear.in2_features)
+        self.bilinear = bilinear
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bilinear(self.a(x), self.b(x).tanh())
 
 
 @pytest.mark.parametrize("case", MODULES)

@@ -137,3 +137,22 @@ def test_inputs_may_be_fake_or_meta_tensors() -> None:
     with torch._subclasses.FakeTensorMode() as mode:
         fake = mode.from_tensor(X)
     assert trace_permutation_spec(mlp(), fake) == plain
+
+
+def test_ambient_modes_do_not_change_the_spec() -> None:
+    plain = trace_permutation_spec(mlp(), X)
+    module = mlp()
+    with torch.inference_mode():
+        assert trace_permutation_spec(module, X) == plain
+    with torch.device("meta"):
+        assert trace_permutation_spec(module, X) == plain
+        assert verify(module, plain, X).passed
+
+
+def test_tracing_leaves_the_random_state_alone() -> None:
+    state = torch.get_rng_state()
+    module = nn.Sequential(nn.Linear(3, 5), nn.Dropout(), nn.Linear(5, 2))
+    torch.set_rng_state(state)
+    for tracer in ("export", "run"):
+        trace_permutation_spec(module, X, tracer=tracer)
+    assert torch.equal(torch.get_rng_state(), state)

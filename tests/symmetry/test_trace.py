@@ -278,6 +278,24 @@ def test_control_flow_on_data_falls_back_to_a_real_run(prove: Any) -> None:
         trace_permutation_spec(Branch(), X, tracer="export")
 
 
+def test_a_mask_selects_in_order_and_fixes_the_axis(net: Any, prove: Any) -> None:
+    mask = torch.ones(5, dtype=torch.bool)
+    module = net(lambda p, x: (x @ p.a)[:, mask] @ p.b, a=(3, 5), b=(5, 2))
+    spec = prove(module, X)
+    assert not spec.groups
+    assert any("index" in op for op in spec.unruled)
+    with pytest.raises(TraceError, match="a shape inside Net depends on data"):
+        trace_permutation_spec(module, X, tracer="export")
+
+
+def test_random_numbers_in_the_forward_pass_fix_the_axis(net: Any) -> None:
+    dropped = net(lambda p, x: F.dropout(x @ p.a, 0.5, training=True) @ p.b, a=(3, 5), b=(5, 2))
+    noisy = net(lambda p, x: (x @ p.a + torch.randn(5)) @ p.b, a=(3, 5), b=(5, 2))
+    for module in (dropped, noisy):
+        for tracer in ("export", "run"):
+            assert not trace_permutation_spec(module, X, tracer=tracer).groups
+
+
 def test_a_cond_ties_what_its_branches_return(prove: Any) -> None:
     class Cond(nn.Module):
         def __init__(self) -> None:

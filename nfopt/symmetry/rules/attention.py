@@ -15,6 +15,8 @@ def attention(call: Call) -> list[Axes]:
     unifier = call.unifier
     if len({len(query.axes), len(key.axes), len(value.axes)}) != 1:
         raise UnruledError("query, key and value of different ranks")
+    if call.get("dropout_p", 0.0) > 0:
+        raise UnruledError("random numbers")
     unifier.unify(query.axes[-1], key.axes[-1])
     unifier.unify(key.axes[-2], value.axes[-2])
     batch: list[Term] = []

@@ -91,11 +91,42 @@ def add_product(call: Call) -> list[Axes]:
     return [broadcast(call.unifier, [offset, Value(product)])]
 
 
-@rule("bilinear", "_trilinear")
+@rule("_trilinear")
+def trilinear(call: Call) -> list[Axes]:
+    """Three tensors with axes of size 1 inserted, multiplied, and summed over some axes."""
+    factors: list[Value] = []
+    for i in ("1", "2", "3"):
+        axes = list(call.tensor(f"i{i}").axes)
+        for dim in sorted(call.args[f"expand{i}"]):
+            axes.insert(dim, ())
+        factors.append(Value(tuple(axes)))
+    call.note(call.tensor("i2"), "linear", "out", "in", "in")
+    product = broadcast(call.unifier, factors)
+    return [tuple(axis for dim, axis in enumerate(product) if dim not in call.args["sumdim"])]
+
+
+@rule("cdist", "_cdist_forward", "_euclidean_dist")
+def distances(call: Call) -> list[Axes]:
+    """Distances between all rows of two tensors (..., P, M) and (..., R, M)."""
+    first, second = call.tensor("x1"), call.tensor("x2")
+    if len(first.axes) != len(second.axes):
+        raise UnruledError("batch axes that broadcast")
+    batch = ascii_letters[: len(first.axes) - 2]
+    return [contract(call, [batch + "Pz", batch + "Rz"], batch + "PR", [first, second])]
+
+
+@rule("cosine_similarity", "pairwise_distance")
+def similarity(call: Call) -> list[Axes]:
+    """A symmetric function of two tensors along one axis."""
+    both = broadcast(call.unifier, call.values())
+    dim = call.get("dim", -1) % len(both)
+    keep = len(call.out_shape) == len(both)
+    return [tuple(() if d == dim else axis for d, axis in enumerate(both) if keep or d != dim)]
+
+
+@rule("bilinear")
 def bilinear(call: Call) -> list[Axes]:
     """The map y_o = x1_i W_oij x2_j + b_o."""
-    if call.name == "aten._trilinear":
-        raise UnruledError("the internal form of bilinear")
     first, second, weight = call.tensor("input1"), call.tensor("input2"), call.tensor("weight")
     batch = ascii_letters[: len(first.axes) - 1]
     axes = contract(call, [batch + "I", batch + "J", "OIJ"], batch + "O", [first, second, weight])

@@ -17,6 +17,19 @@ def embedding(call: Call) -> list[Axes]:
     return [(*indices.axes, table.axes[1])]
 
 
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(call: Call) -> list[Axes]:
+    """Sums, means or maxima of rows of a table."""
+    table = call.tensor("weight")
+    call.fix_dim(table, 0, DATA)
+    call.note(table, "embedding", "in", "out")
+    for pointer in call.values()[1:]:
+        for dim in range(len(pointer.axes)):
+            call.fix_dim(pointer, dim, DATA)
+    rest = [tuple(call.fixed(size, "bookkeeping of bags") for size in shape) for shape in call.out_shapes[1:]]
+    return [(call.fixed(call.out_shape[0], "bags"), table.axes[1]), *rest]
+
+
 @rule("index", "_unsafe_index")
 def index(call: Call) -> list[Axes]:
     """Advanced indexing: adjacent index tensors put their axes in place, separated ones in front."""
@@ -27,7 +40,7 @@ def _indexed(call: Call, value: Value) -> Axes:
     given = list(call.args["indices"])
     given += [None] * (len(value.axes) - len(given))
     dims = [dim for dim, pointer in enumerate(given) if isinstance(pointer, Value)]
-    if len(given) != len(value.axes) or not dims:
+    if len(given) != len(value.axes) or not dims or any(given[dim].mask for dim in dims):
         raise UnruledError("a mask")
     pointed = broadcast(call.unifier, [given[dim] for dim in dims])
     for dim in dims:

@@ -19,7 +19,7 @@ def broadcast(unifier: Unifier, values: list[Value]) -> Axes:
 
 
 @rule(
-    "hardswish", "hardsigmoid", "hardtanh", "relu6", "selu", "celu", "rrelu", "softplus", "mish",
+    "hardswish", "hardsigmoid", "hardtanh", "relu6", "selu", "celu", "softplus", "mish",
     "logsigmoid", "threshold", "hardshrink", "softshrink", "elu", "silu", "gelu", "leaky_relu",
     "log_sigmoid", "nan_to_num", "where", "masked_fill", "lerp", "fill", "zero", "copy", "to", "_to_copy",
     "clone", "contiguous", "detach", "alias", "lift_fresh", "lift_fresh_copy", "positive", "clamp",
@@ -31,6 +31,8 @@ def broadcast(unifier: Unifier, values: list[Value]) -> Axes:
 def pointwise(call: Call) -> list[Axes]:
     """Tie broadcast axes; every output has the broadcast shape."""
     values = call.values()
+    if call.name == "aten.where" and len(values) < 2 and not isinstance(call.args.get("self"), Value):
+        raise UnruledError("a search for the true elements")
     _note_roles(call, values)
     axes = broadcast(call.unifier, values)
     return [axes for _ in call.out_shapes]
@@ -39,11 +41,19 @@ def pointwise(call: Call) -> list[Axes]:
 RULES.register("pointwise")(pointwise)
 
 
-@rule("type_as", "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "feature_alpha_dropout")
+@rule(
+    "type_as",
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "native_dropout",
+    "feature_alpha_dropout",
+    "rrelu",
+)
 def alone(call: Call) -> list[Axes]:
     """One tensor element by element, whatever the other arguments; dropout only where it is switched off."""
     value = call.tensor("input" if "input" in call.args else "self")
-    if "dropout" in call.name and call.get("train", True) and call.get("p", 0.5) > 0:
+    if call.get("training", call.get("train", "dropout" in call.name)) and call.get("p", 0.5) > 0:
         raise UnruledError("random numbers")
     return [value.axes for _ in call.out_shapes]
 

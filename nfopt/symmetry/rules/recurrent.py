@@ -16,40 +16,52 @@ def recurrent(call: Call) -> list[Axes]:
     layers, directions = call.args["num_layers"], 2 if call.args["bidirectional"] else 1
     per_cell = len(params) // (layers * directions)
     has_biases = call.args["has_biases"]
-    if per_cell != (4 if has_biases else 2):
-        raise UnruledError("projected hidden states")
+    projected = kind == "lstm" and per_cell == (5 if has_biases else 3)
     features = value.axes[-1]
     hidden: list[Term] = []
+    cells: list[Term] = []
     for layer in range(layers):
         outs: list[Term] = []
         for direction in range(directions):
             start = (layer * directions + direction) * per_cell
-            outs.append(_tie_cell(call, features, params[start : start + per_cell], GATES[kind]))
+            out, cell = _tie_cell(call, features, params[start : start + per_cell], GATES[kind], projected)
+            outs.append(out)
+            cells.append(cell)
         hidden.extend(outs)
         features = concat_terms(outs)
     states = call.args["hx"]
     states = [states] if isinstance(states, Value) else list(states)
-    for state in states:
+    units = [hidden, cells][: len(states)]
+    for state, own in zip(states, units, strict=True):
         if not state.constant or call.engine.wrote_in_place:
-            _tie_states(call, state.axes[-1], hidden)
+            _tie_states(call, state.axes[-1], own)
             call.fix_dim(state, 0, "layers and directions")
-    return [(*value.axes[:-1], features), *(_last_states(call, value, hidden, i) for i in range(len(states)))]
+    last = (_last_states(call, value, own, which) for which, own in enumerate(units))
+    return [(*value.axes[:-1], features), *last]
 
 
-def _tie_cell(call: Call, features: Term, params: list[Value], gates: int) -> Term:
-    weight_ih, weight_hh, *biases = params
+def _tie_cell(
+    call: Call, features: Term, params: list[Value], gates: int, projected: bool
+) -> tuple[Term, Term]:
+    """Tie the weights of one layer in one direction; return what it puts out and what it keeps."""
+    weight_ih, weight_hh, *others = params
+    projection = others.pop() if projected else None
     call.unifier.unify(features, weight_ih.axes[1])
-    size = weight_hh.shape[1]
-    gate, hidden = call.unifier.factor(weight_ih.axes[0], [gates, size])
+    gate, cell = call.unifier.factor(weight_ih.axes[0], [gates, weight_ih.shape[0] // gates])
     call.unifier.fix(gate, f"gates {call.where}")
-    call.unifier.unify(hidden, weight_hh.axes[1])
-    for tensor in (weight_hh, *biases):
+    out = cell
+    if projection is not None:
+        out = projection.axes[0]
+        call.unifier.unify(cell, projection.axes[1])
+        call.note(projection, "linear", "out", "in")
+    call.unifier.unify(out, weight_hh.axes[1])
+    for tensor in (weight_hh, *others):
         call.unifier.unify(weight_ih.axes[0], tensor.axes[0])
     for weight in (weight_ih, weight_hh):
         call.note(weight, "recurrent", "out", "in")
-    for bias in biases:
+    for bias in others:
         call.note(bias, "bias", "out")
-    return hidden
+    return out, cell
 
 
 def _last_states(call: Call, value: Value, hidden: list[Term], which: int) -> Axes:
