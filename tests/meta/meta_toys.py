@@ -1,12 +1,19 @@
 """Toy rules and inner problems whose meta-gradients are known."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from nfopt.meta.estimator import PES
+from nfopt.meta.family import TaskFamily
+from nfopt.meta.outer import OuterConfig
+from nfopt.meta.slot import SlotSettings
 from nfopt.meta.theta import ThetaLayout
-from nfopt.meta.unroll import InnerState, Unrolled
+from nfopt.meta.trainer import MetaTrainer, TrainerConfig
+from nfopt.meta.unroll import InnerState, Objective, Unrolled, Vmapped
+from nfopt.meta.workers import Workers
 
 
 class MomentumRule:
@@ -66,3 +73,21 @@ class DescentOnQuadratic:
     def full_gradient(self, theta: float) -> float:
         """d/dtheta of sum_t (1 - theta)^(2t) / 2."""
         return -sum(t * (1 - theta) ** (2 * t - 1) for t in range(1, self.horizon + 1))
+
+
+def tiny_trainer(folder: Path, workers: Workers) -> MetaTrainer:
+    """A meta-training of four outer steps of three slots, with the momentum rule."""
+    family = TaskFamily(
+        sources=("digits",),
+        kinds=(("mlp", 1.0),),
+        widths=(5, 7),
+        depths=(1, 1),
+        batch_images=(8, 8),
+        horizon=(7, 9),
+    )
+    nominal, layout = momentum_theta()
+    rule = Vmapped(MomentumRule())
+    settings = SlotSettings(
+        family, lambda task: rule, layout, PES(truncation=5), Objective(every=5), nominal, 4, 0.5, 0
+    )
+    return MetaTrainer(settings, TrainerConfig(OuterConfig(4), 3, 2, 9), folder, workers=workers)
