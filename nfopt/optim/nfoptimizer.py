@@ -15,8 +15,9 @@ from nfopt.optim.moments import DAMPED, SCALAR_STATE, SKIPPED, TENSOR_STATE
 from nfopt.optim.rule import LearnedUpdateRule, common_work_dtype, work_dtype
 from nfopt.optim.rule_checkpoint import NOMINAL, read_rule
 from nfopt.optim.schedule import Schedule
-from nfopt.optim.spec_source import NfoptWarning, SpecSource, unwrap
+from nfopt.optim.spec_source import NfoptWarning, SpecSource
 from nfopt.symmetry import PermutationSpec
+from nfopt.symmetry.skeleton import unwrap
 
 STEPS_TAKEN = "steps_taken"
 RULE_DIGEST = "rule_digest"

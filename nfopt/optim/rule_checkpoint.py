@@ -46,9 +46,7 @@ def read_rule(checkpoint: str | Checkpoint) -> tuple[RuleConfig, dict[str, Tenso
     given = {name: tuple(value.shape) for name, value in found.theta.items()}
     if expected != given:
         wrong = sorted(set(expected.items()) ^ set(given.items()))
-        raise CheckpointError(
-            f"the weights of {found.name} do not fit its configuration: {wrong[:4]}."
-        )
+        raise CheckpointError(f"the weights of {found.name} do not fit its configuration: {wrong[:4]}.")
     return config, dict(found.theta), found.name
 
 

@@ -4,6 +4,7 @@ Nothing is traced on the hot path: a hook notes the first forward's inputs, and 
 tensors without data, when the first step asks for the spec.
 """
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -14,22 +15,12 @@ from torch.utils._pytree import tree_map
 
 from nfopt.errors import NfoptError, TraceError
 from nfopt.symmetry import PermutationSpec
+from nfopt.symmetry.skeleton import unwrap
 from nfopt.symmetry.trace import trace_permutation_spec
 
 
 class NfoptWarning(UserWarning):
     """Something that the optimizer does differently from what its user may expect, said once."""
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """Return the model inside DistributedDataParallel and torch.compile wrappers."""
-    while True:
-        if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            module = module.module
-        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
-            module = inner
-        else:
-            return module
 
 
 class _FirstForward:
@@ -102,9 +93,8 @@ class SpecSource:
         if self._model is not None and noted is None:
             reason = "no forward pass of the model was seen before the first step; pass example_inputs"
         elif self._model is not None and noted is not None:
-            args, kwargs = tree_map(_zeros, noted)
             try:
-                return trace_permutation_spec(self._model, (args, kwargs) if kwargs else args)
+                return trace_permutation_spec(self._model, _one_form(self._model, *noted))
             except TraceError as error:
                 reason = f"the model could not be traced: {error}"
             except NfoptError as error:
@@ -122,5 +112,13 @@ def _without_data(value: Any) -> Any:
     return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, Tensor) else value
 
 
-def _zeros(value: Any) -> Any:
-    return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
+def _one_form(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the arguments of a call as a tuple, or as a dict when some were given by keyword."""
+    if not kwargs:
+        return args
+    bound = inspect.signature(type(model).forward).bind_partial(model, *args, **kwargs)
+    named = dict(list(bound.arguments.items())[1:])
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            named |= named.pop(parameter.name, {})
+    return named

@@ -105,6 +105,29 @@ def test_bare_parameters_with_their_model_are_coupled() -> None:
     assert same_after_steps(first, build(first), second, build(groups, model=second))
 
 
+class Gated(nn.Module):
+    """Takes positional and keyword arguments, as transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(5, 7), nn.Linear(7, 3)
+
+    def forward(self, inputs: Tensor, scale: Tensor | None = None, **extra: Any) -> Tensor:
+        hidden = torch.relu(self.inner(inputs)) * extra["gate"]
+        return self.outer(hidden if scale is None else hidden * scale)
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_inputs_by_position_and_by_keyword_are_noted_alike(by_name: bool) -> None:
+    model = Gated()
+    optimizer = build(model)
+    options = {"scale": torch.ones(13, 1), "gate": torch.ones(())}
+    outputs = model(inputs=INPUTS, **options) if by_name else model(INPUTS, **options)
+    nn.functional.cross_entropy(outputs, TARGETS).backward()
+    optimizer.step()
+    assert [atom.size for atom in optimizer.spec.groups.values()] == [7]
+
+
 class Untraceable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
