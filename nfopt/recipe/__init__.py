@@ -1,6 +1,6 @@
 """Recipes: strict YAML files that drive every job."""
 
-from nfopt.recipe import compare, meta_train  # the jobs enter themselves
+from nfopt.recipe import compare, heldout, meta_train  # the jobs enter themselves
 from nfopt.recipe.job import JOBS, Job, JobResult, Recipe, RunContext, Table, job
 from nfopt.recipe.run import LoadedRecipe, Outcome, load_recipe, recipe_faults, run_recipe
 from nfopt.recipe.source import Fault
@@ -16,6 +16,7 @@ __all__ = [
     "RunContext",
     "Table",
     "compare",
+    "heldout",
     "job",
     "load_recipe",
     "meta_train",

@@ -102,6 +102,9 @@ def run_compare(recipe: CompareRecipe, context: RunContext) -> JobResult:
     data = recipe.data.load()
     context.note_data(data.name, data.content_hash)
     everything = trainings(recipe)
+    hashes = [options.weight_hashes() for options, _ in everything.values()]
+    for name, content_hash in {key: value for found in hashes for key, value in found.items()}.items():
+        context.note_data(name, content_hash)
     total = len(everything) * recipe.total_steps
     curves: dict[str, Curve] = {}
     for name, (options, seed) in everything.items():

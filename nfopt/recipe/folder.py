@@ -73,13 +73,13 @@ class OutputFolder:
         return folder / _file_name(name)
 
     def note_data(self, name: str, content_hash: str) -> None:
-        """Put a data hash into resolved.yaml; raises RecipeError when another one stands there."""
+        """Put a hash into resolved.yaml; raises RecipeError when another one stands there."""
         values = self.resolved()
         provenance = values.setdefault("provenance", {})
         known = provenance.setdefault("data", {})
         if known.get(name, content_hash) != content_hash:
             raise RecipeError(
-                f"the data set {name!r} is not the one that the run in {self.path} began with (content hash "
+                f"{name!r} is not the one that the run in {self.path} began with (content hash "
                 f"{content_hash[:12]}, was {known[name][:12]}). Start afresh with output=..."
             )
         if name not in known:

@@ -111,7 +111,7 @@ class RunContext:
         return self.output.state_file(name)
 
     def note_data(self, name: str, content_hash: str) -> None:
-        """Put the hash of a data set that is used into resolved.yaml.
+        """Put the hash of a data set, or of weights, that are used into resolved.yaml.
 
         Raises:
             RecipeError: the run is resumed and the data are not those that it began with.

@@ -8,11 +8,14 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from pydantic import Field, JsonValue, SerializeAsAny, ValidationError, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
+from timm.optim.muon import Muon
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from nfopt.errors import NfoptError, unknown_name
+from nfopt.checkpoints import digest_of
+from nfopt.errors import unknown_name
 from nfopt.optim import NFOptimizer
+from nfopt.optim.rule_checkpoint import read_rule
 from nfopt.recipe.source import KeyPath
 from nfopt.recipe.strict import Fraction, NonNegative, Positive, Strict, fault_at
 from nfopt.registry import Registry
@@ -37,6 +40,10 @@ class OptimizerOptions(Strict):
     def build(self, model: nn.Module, example_inputs: tuple[Tensor, ...], total_steps: int) -> Optimization:
         """Return the optimizer over all parameters of `model` with its schedule over `total_steps`."""
         raise NotImplementedError
+
+    def weight_hashes(self) -> dict[str, str]:
+        """Return the hash of every file of learned weights that these options stand for, by name."""
+        return {}
 
     def candidates(self) -> list[Self]:
         """Return the options of every combination in `tune`; without `tune`, these options alone."""
@@ -134,6 +141,11 @@ class NFOptions(OptimizerOptions):
     weight_decay: NonNegative | None = None
     checkpoint: str = "default"
 
+    def weight_hashes(self) -> dict[str, str]:
+        """Return the hash of the rule's weights; a rule without weights has none."""
+        _, theta, _ = read_rule(self.checkpoint)
+        return {f"checkpoint {self.checkpoint}": digest_of(theta)} if theta else {}
+
     def build(self, model: nn.Module, example_inputs: tuple[Tensor, ...], total_steps: int) -> Optimization:
         """Return an NFOptimizer whose symmetry is traced with the example inputs."""
         return Optimization(
@@ -193,10 +205,6 @@ class MuonOptions(_Scheduled):
 
     def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
         """Return a timm Muon."""
-        try:
-            from timm.optim.muon import Muon
-        except ImportError as error:
-            raise NfoptError("this timm has no Muon; install a newer one (pip install -U timm).") from error
         return Muon(
             parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
         )
