@@ -34,11 +34,15 @@ from nfopt.recipe.strict import Count, Fraction, Index, Positive, Strict
 
 
 class EstimatorOptions(Strict):
-    """The meta-gradient's estimator: `truncation` null is the whole training; `sigma` is ES's and PES's."""
+    """The meta-gradient's estimator: `truncation` null is the whole training.
+
+    `sigma` is ES's and PES's; `max_norm`, the largest gradient of one instance, is backpropagation's.
+    """
 
     kind: Literal["es", "pes", "backprop"] = "backprop"
     truncation: Count | None = 50
     sigma: Positive = 0.01
+    max_norm: Positive = 10.0
 
     def build(self) -> GradientEstimator:
         """Return the estimator."""
@@ -46,7 +50,7 @@ class EstimatorOptions(Strict):
             return ES(self.sigma, self.truncation)
         if self.kind == "pes":
             return PES(self.sigma, self.truncation or 50)
-        return TruncatedBackprop(self.truncation)
+        return TruncatedBackprop(self.truncation, self.max_norm)
 
 
 class SelectionOptions(Strict):
