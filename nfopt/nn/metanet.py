@@ -72,7 +72,7 @@ class RoleTiedConfig:
         return cls(**chosen)  # pyright: ignore[reportArgumentType]  # checked above, by name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RoleTiedOutput:
     """What a `RoleTiedNetwork` says of a model.
 

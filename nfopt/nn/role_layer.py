@@ -161,7 +161,7 @@ class RoleTiedLayer(nn.Module):
                 mixed = mixed + term
             return part + self.to_element(gate(mixed * scale), role)
 
-        return _in_chunks(update, values, terms, ndim)
+        return _in_chunks(update, values, _added(terms, values), ndim)
 
 
 def contexts(block: Block) -> tuple[Context, ...]:
@@ -176,6 +176,21 @@ def contexts(block: Block) -> tuple[Context, ...]:
         found.setdefault(kernel, DIM_ROLES.index("kernel"))
         found.setdefault(others, _FILTER)
     return tuple((keep, kind) for keep, kind in found.items() if 1 < len(keep) < len(block.dims))
+
+
+def _added(terms: Sequence[Tensor], values: Tensor) -> list[Tensor]:
+    """Add up broadcast terms among each other as far as the sums stay smaller than the block itself."""
+    count = values.numel() // max(1, values.shape[-1])
+    sums: list[Tensor] = []
+    for term in sorted(terms, key=Tensor.numel):
+        for i, other in enumerate(sums):
+            shape = torch.broadcast_shapes(term.shape, other.shape)
+            if 2 * shape.numel() <= count * shape[-1]:
+                sums[i] = other + term
+                break
+        else:
+            sums.append(term)
+    return sums
 
 
 def _in_chunks(update, values: Tensor, terms: Sequence[Tensor], ndim: int) -> Tensor:

@@ -21,7 +21,7 @@ class FeatureError(NfoptError):
     """Features were asked of tensors that have none: not finite, not real, or not the ones configured."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureBlocks:
     """Features of every block of a plan.
 
@@ -185,7 +185,8 @@ class WeightSpaceFeatures:
                     before = scaled[self.sources[i - 1]].get(name)
                     before = weight if before is None else before
                     # Both have root mean square 1 (or are zero): the cosine is the mean of the product.
-                    channels.append((values * before).reshape(*zero.shape, -1).mean(-1))
+                    both = (values * before).reshape(*zero.shape, -1)
+                    channels.append(both.sum(-1) / max(1, both.shape[-1]))
             result[name] = torch.stack(channels, dim=-1)
         return result
 
@@ -229,7 +230,7 @@ def _normalise(tensor: Tensor, batch_dims: int) -> tuple[Tensor, Tensor]:
     unit = flat / peak
     square = torch.where(zero, 1, unit.square().mean(-1, keepdim=True))
     log_rms = torch.where(zero, _ABSENT, peak.log() + square.log() / 2)
-    return (unit / square.sqrt()).view(tensor.shape), log_rms.squeeze(-1)
+    return (unit / square.sqrt()).reshape(tensor.shape), log_rms.squeeze(-1)
 
 
 def _log_overall_rms(logs: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor:

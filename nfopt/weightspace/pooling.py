@@ -66,7 +66,7 @@ def pooled_moments(
     """
     check_values(values, block, block.shape)
     whole = tuple(range(len(block.dims)))
-    found = {whole: (values, values)}
+    found = {whole: (values, values.square())}
     for keep in sorted(set(keeps), key=len, reverse=True):
         _groups(block, keep)
         if keep == whole:
@@ -77,13 +77,11 @@ def pooled_moments(
             (known for known in found if set(keep) <= set(known)),
             key=lambda known: prod(block.dims[p].size for p in known),
         )
-        mean, rms = found[source]
         dims = tuple(i - len(source) - 1 for i, position in enumerate(source) if position not in keep)
         count = max(1, prod(block.dims[position].size for position in source if position not in keep))
-        # The norm, not the root of a mean of squares: its gradient at zero is zero, not NaN.
-        norm = torch.linalg.vector_norm(rms, dim=dims)
-        found[keep] = mean.sum(dims) / count, norm / count**0.5
-    return [(values, values.abs()) if keep == whole else found[keep] for keep in keeps]
+        mean, square = found[source]
+        found[keep] = mean.sum(dims) / count, square.sum(dims) / count
+    return [(mean, _root(square)) for mean, square in (found[keep] for keep in keeps)]
 
 
 def broadcast_back(values: Shaped[Tensor, "..."], block: Block, keep: Keep) -> Shaped[Tensor, "..."]:
@@ -139,6 +137,12 @@ def scatter_to_atom(
         raise PermutationSpecError(f"the plan has no atom {atom!r}; it has {list(plan.atoms)[:5]} and so on.")
     tables = [pool(values[b], plan.blocks[b], (d,)) for b, d in plan.occurrences[atom]]
     return torch.stack(tables).mean(0)
+
+
+def _root(square: Tensor) -> Tensor:
+    """Return the square root, with a gradient of zero at zero instead of infinity."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1).sqrt(), 0)
 
 
 def _groups(block: Block, keep: Keep) -> list[tuple[int, ...]]:

@@ -297,3 +297,24 @@ def test_bad_configurations_and_features_are_refused():
         network()(WeightSpaceFeatures(gradients=False, extras=("m",))(spec, w, None, {"m": g}))
     with pytest.raises(MetanetError, match="nothing to read"):
         network()(FEATURES(spec, {}, {}))
+
+
+def test_several_batch_dimensions_and_any_memory_layout_are_read():
+    spec, net = SPECS["resnet"], network()
+    w, g = arguments(spec, batch=(2, 3))
+    scattered = {n: t.transpose(0, -1).contiguous().transpose(0, -1) for n, t in w.items()}
+    whole, same = net(FEATURES(spec, w, g)), net(FEATURES(spec, scattered, g))
+    one = net(FEATURES(spec, {n: t[1, 2] for n, t in w.items()}, {n: t[1, 2] for n, t in g.items()}))
+    assert whole.readout.shape == (2, 3, 5)
+    for name, output in whole.elements.items():
+        assert_close(output, same.elements[name])
+        assert_close(output[1, 2], one.elements[name])
+
+
+def test_tensors_without_elements_do_no_harm():
+    empty = TensorAxes((Atom("none", 0), Atom("h", 5)), "linear", ("out", "in"))
+    spec = PermutationSpec({**SPECS["mlp"].tensors, "empty": empty}, SPECS["mlp"].fixed)
+    result = network()(FEATURES(spec, *arguments(spec)))
+    assert result.elements["empty"].shape == (0, 5, 2)
+    assert result.readout.isfinite().all()
+    assert all(output.isfinite().all() for output in result.elements.values())
