@@ -64,7 +64,10 @@ class OutputFolder:
         file = self.path / "pieces" / f"{_file_name(name)}.json"
         if not file.is_file():
             write_json(file, compute())
-        return json.loads(file.read_text(encoding="utf-8"))
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RecipeError(f"{file} is damaged: {error}. Delete it, and it is computed again.") from error
 
     def state_file(self, name: str) -> Path:
         """Return the path for the state of an unfinished piece."""
@@ -84,6 +87,16 @@ class OutputFolder:
             )
         if name not in known:
             known[name] = content_hash
+            self.write_resolved(values)
+
+    def note_resumed(self, now: Mapping[str, Any]) -> None:
+        """Add versions to resolved.yaml if they are not those that the run began with."""
+        values = self.resolved()
+        known = values.setdefault("provenance", {})
+        differing = {key: value for key, value in now.items() if key != "data" and known.get(key) != value}
+        resumed = known.setdefault("resumed_with", [])
+        if differing and differing not in resumed:
+            resumed.append(differing)
             self.write_resolved(values)
 
     def finish(self, results: Mapping[str, JsonValue]) -> None:

@@ -1,5 +1,6 @@
 """Running a recipe: text to record, record to plan or to results in an output folder."""
 
+import hashlib
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+import nfopt
 from nfopt.atomic import write_json, write_text
 from nfopt.errors import RecipeError, unknown_name
 from nfopt.progress import ProgressCallback, silent
@@ -112,6 +114,8 @@ def run_recipe(loaded: LoadedRecipe, *, resume: bool = False, progress: Progress
         folder.write_resolved(_values(recipe) | {"output": str(folder.path), "provenance": provenance()})
     else:
         _refuse_another_recipe(loaded, folder)
+        if not was_complete:
+            folder.note_resumed(provenance())
     result = loaded.job.run(recipe, RunContext(folder, progress))
     if result.timing:
         write_json(folder.path / "timing.json", dict(result.timing))
@@ -141,13 +145,17 @@ def _values(recipe: Recipe) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """Return the versions that a result depends on."""
+    """Return the versions that a result depends on, with a hash of nfopt's own code."""
+    package = Path(nfopt.__file__).parent
+    code = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        code.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     try:
         versions["nfopt"] = version("nfopt")
     except PackageNotFoundError:
         versions["nfopt"] = "not installed"
-    return {"versions": versions, "threads": torch.get_num_threads(), "data": {}}
+    return {"versions": versions, "code": code.hexdigest(), "threads": torch.get_num_threads(), "data": {}}
 
 
 def markdown(table: Table) -> str:

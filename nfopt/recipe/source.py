@@ -27,11 +27,19 @@ class Fault:
 
 @dataclass
 class Document:
-    """The values of a recipe before any schema, the place of each, and the faults found so far."""
+    """The values of a recipe before any schema.
+
+    Attributes:
+        values: what the files and overrides say.
+        places: "file:line" of every value.
+        faults: what is wrong so far.
+        added: for each key that an override added to a mapping, the keys that were there.
+    """
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[KeyPath, str] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    added: dict[KeyPath, tuple[str, ...]] = field(default_factory=dict)
 
     def place_of(self, path: KeyPath) -> str:
         """Return "file:line" of the value at `path`, or of the nearest mapping around it."""
@@ -208,6 +216,8 @@ def _override(document: Document, override: str) -> None:
             document.faults.append(Fault(COMMAND_LINE, name, message))
             return
         at = (*at, key)
+        if isinstance(target, dict) and key not in target:
+            document.added[at] = tuple(target)
         if depth == len(path):
             _forget(document, at)
             document.places[at] = COMMAND_LINE

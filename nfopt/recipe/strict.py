@@ -75,8 +75,20 @@ def faults_of(error: ValidationError, document: Document) -> list[Fault]:
     for details in error.errors(include_url=False):
         path = _in_document(details["loc"], document.values)
         message = details["msg"].removeprefix("Value error, ")
+        if "Did you mean" not in message:
+            message += _likely_override(path, document)
         faults.append(Fault(document.place_of(path), dotted(path), message))
     return faults
+
+
+def _likely_override(path: KeyPath, document: Document) -> str:
+    """Return a hint when `path` is, or lies below, a key that an override added beside a similar one."""
+    for end in range(1, len(path) + 1):
+        siblings = document.added.get(path[:end], ())
+        nearest = difflib.get_close_matches(str(path[end - 1]), siblings, n=1, cutoff=0.6)
+        if nearest:
+            return f" Did you mean {dotted((*path[: end - 1], *nearest))!r}?"
+    return ""
 
 
 def _in_document(location: KeyPath, values: Any) -> KeyPath:

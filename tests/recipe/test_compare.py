@@ -105,6 +105,7 @@ def test_every_cell_of_the_table_fits_its_heading_count(outcome):
         ("optimizers.plain.name=adam", "Did you mean 'adamw'"),
         ("optimizers.plain.lrr=3", "Did you mean 'lr'"),
         ("optimizers.tuned.tune={lr: [0.1, no]}", "valid number"),
+        ("optimizers.tuend.lr=3", "Did you mean 'optimizers.tuned'"),
         ("device=gpu", "is no device"),
         ("total_step=3", "Did you mean 'total_steps'"),
     ],

@@ -5,7 +5,7 @@ import yaml
 
 from nfopt.errors import DuplicateNameError, RecipeError
 from nfopt.recipe import JobResult, Recipe, Table, job, load_recipe, recipe_faults, run_recipe
-from nfopt.recipe.run import markdown
+from nfopt.recipe.run import markdown, provenance
 from tests.recipe.toy_job import registered
 
 
@@ -158,6 +158,26 @@ def test_a_run_is_not_resumed_on_other_data(toy, recipe, tmp_path):
     file = tmp_path / "runs" / "toy" / "resolved.yaml"
     file.write_text(file.read_text().replace("toy: abc", "toy: xyz"))
     with pytest.raises(RecipeError, match="is not the one that the run"):
+        run_recipe(load_recipe(recipe()), resume=True)
+
+
+def test_a_run_that_is_resumed_by_other_code_says_so_in_its_provenance(toy, recipe, tmp_path, monkeypatch):
+    toy.stop_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(load_recipe(recipe()))
+    toy.stop_at = None
+    now = provenance()
+    monkeypatch.setattr("nfopt.recipe.run.provenance", lambda: now | {"code": "other"})
+    run_recipe(load_recipe(recipe()), resume=True)
+    written = yaml.safe_load((tmp_path / "runs" / "toy" / "resolved.yaml").read_text())["provenance"]
+    assert written["code"] == now["code"]
+    assert written["resumed_with"] == [{"code": "other"}]
+
+
+def test_a_damaged_piece_is_an_error_that_says_the_way_out(toy, recipe, tmp_path):
+    run_recipe(load_recipe(recipe()))
+    (tmp_path / "runs" / "toy" / "pieces" / "piece-1.json").write_text("{")
+    with pytest.raises(RecipeError, match="Delete it"):
         run_recipe(load_recipe(recipe()), resume=True)
 
 
