@@ -1,10 +1,11 @@
 """The permutation symmetry of a model: axis terms, the spec, its derivation by tracing, and its proof."""
 
 from nfopt.symmetry.axes import Atom, Axis, Prod, Sum
+from nfopt.symmetry.report import NegativeControl, VerificationReport
 from nfopt.symmetry.spec import Permutation, PermutationSpec, TensorAxes
 from nfopt.symmetry.summary import FixedRow, GroupRow, fixed_rows, group_rows
 from nfopt.symmetry.trace import trace_permutation_spec
-from nfopt.symmetry.verify import NegativeControl, VerificationReport, verify
+from nfopt.symmetry.verify import verify
 
 __all__ = [
     "Atom",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nfopt.symmetry.engine import MASKS, Engine, Value
+from nfopt.symmetry.calls import Value
+from nfopt.symmetry.engine import MASKS, Engine
 from nfopt.symmetry.skeleton import Skeleton
 
 

@@ -9,7 +9,8 @@ from torch.export.graph_signature import InputKind
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from nfopt.symmetry.engine import MASKS, Engine, Value
+from nfopt.symmetry.calls import Value
+from nfopt.symmetry.engine import MASKS, Engine
 from nfopt.symmetry.skeleton import Skeleton
 
 WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nfopt.symmetry.axes import UNIT, Atom, Axis, concat, product
-from nfopt.symmetry.engine import Engine, Value
+from nfopt.symmetry.calls import Value
+from nfopt.symmetry.engine import Engine
 from nfopt.symmetry.spec import DimRole, PermutationSpec, Role, TensorAxes
 from nfopt.symmetry.unify import Cat, Factor, Term, Var, size_of, vars_of
 
@@ -23,7 +24,7 @@ def freeze(
     A tensor that the trace never read is fixed: nothing is known about what it may be used for.
     """
     for name, value in values.items():
-        if name not in engine.usage:
+        if name not in engine.ledger.usage:
             for axis in value.axes:
                 engine.unifier.fix(axis, NEVER_READ)
     terms = {
@@ -31,7 +32,10 @@ def freeze(
     }
     uses = {name: _use(engine, name, value.shape, name in statistics) for name, value in values.items()}
     namer = _Namer()
-    order = sorted(values, key=lambda name: engine.usage[name].first_use if name in engine.usage else 1 << 60)
+    order = sorted(
+        values,
+        key=lambda name: engine.ledger.usage[name].first_use if name in engine.ledger.usage else 1 << 60,
+    )
     for wanted in ("out", None):
         for name in order:
             for dim, term in enumerate(terms[name]):
@@ -44,7 +48,7 @@ def freeze(
             role=uses[name][0],
             dims=uses[name][1],
             depth=depths[name],
-            used=name in engine.usage,
+            used=name in engine.ledger.usage,
         )
         for name in values
     }
@@ -56,7 +60,7 @@ def freeze(
 def _use(
     engine: Engine, name: str, shape: tuple[int, ...], statistic: bool
 ) -> tuple[Role, tuple[DimRole, ...]]:
-    usage = engine.usage.get(name)
+    usage = engine.ledger.usage.get(name)
     role = usage.role if usage is not None else None
     dims = usage.dims if usage is not None else None
     if role is None or dims is None:
@@ -69,9 +73,12 @@ def _use(
 
 def _depths(engine: Engine, names: list[str]) -> dict[str, float]:
     """Return each tensor's rank among the distinct first uses, scaled to 0..1; 0 for the unused."""
-    moments = sorted({engine.usage[name].first_use for name in names if name in engine.usage})
+    moments = sorted({engine.ledger.usage[name].first_use for name in names if name in engine.ledger.usage})
     rank = {moment: i / max(len(moments) - 1, 1) for i, moment in enumerate(moments)}
-    return {name: rank[engine.usage[name].first_use] if name in engine.usage else 0.0 for name in names}
+    return {
+        name: rank[engine.ledger.usage[name].first_use] if name in engine.ledger.usage else 0.0
+        for name in names
+    }
 
 
 class _Fixed:

@@ -96,7 +96,9 @@ def trace_permutation_spec(
 
 def _spec(skeleton: Skeleton, engine: Engine) -> PermutationSpec:
     values = {
-        name: engine.parameters[name] if name in engine.parameters else engine.parameter(name, tensor.shape)
+        name: engine.ledger.parameters[name]
+        if name in engine.ledger.parameters
+        else engine.parameter(name, tensor.shape)
         for name, tensor in skeleton.tensors.items()
     }
     return freeze(engine, values, skeleton.statistics, skeleton.aliases)

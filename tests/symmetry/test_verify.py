@@ -8,8 +8,15 @@ import torch
 from torch import nn
 
 from nfopt.errors import PermutationSpecError
-from nfopt.symmetry import Atom, Axis, PermutationSpec, TensorAxes, trace_permutation_spec, verify
-from nfopt.symmetry.verify import VerificationReport
+from nfopt.symmetry import (
+    Atom,
+    Axis,
+    PermutationSpec,
+    TensorAxes,
+    VerificationReport,
+    trace_permutation_spec,
+    verify,
+)
 
 
 def mlp() -> nn.Module:

@@ -1,6 +1,6 @@
 """Scaled-dot-product attention as one operation, in its public and its fused forms."""
 
-from nfopt.symmetry.engine import Axes, Call, UnruledError, rule
+from nfopt.symmetry.calls import Axes, Call, UnruledError, rule
 from nfopt.symmetry.unify import Term, size_of
 
 

@@ -1,6 +1,6 @@
 """Joining tensors: a concatenation is a sum of axes, constant padding adds free blocks."""
 
-from nfopt.symmetry.engine import Axes, Call, UnruledError, Value, rule
+from nfopt.symmetry.calls import Axes, Call, UnruledError, Value, rule
 from nfopt.symmetry.rules.pointwise import broadcast
 from nfopt.symmetry.unify import Term, concat_terms
 

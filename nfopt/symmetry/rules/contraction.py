@@ -2,7 +2,7 @@
 
 from string import ascii_letters
 
-from nfopt.symmetry.engine import Axes, Call, UnruledError, Value, rule
+from nfopt.symmetry.calls import Axes, Call, UnruledError, Value, rule
 from nfopt.symmetry.rules.pointwise import broadcast
 from nfopt.symmetry.spec import DimRole
 from nfopt.symmetry.unify import Term

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nfopt.symmetry.engine import Axes, Call, UnruledError, Value, rule
+from nfopt.symmetry.calls import Axes, Call, UnruledError, Value, rule
 from nfopt.symmetry.spec import DimRole
 from nfopt.symmetry.unify import Term
 

@@ -1,6 +1,6 @@
 """Tensors made from nothing: constants are free along every axis, everything else is fixed."""
 
-from nfopt.symmetry.engine import Axes, Call, rule
+from nfopt.symmetry.calls import Axes, Call, rule
 
 
 @rule(

@@ -1,6 +1,6 @@
 """Look-ups: an axis into which data point is fixed; the pointers' own axes go to the result."""
 
-from nfopt.symmetry.engine import Axes, Call, UnruledError, Value, rule
+from nfopt.symmetry.calls import Axes, Call, UnruledError, Value, rule
 from nfopt.symmetry.rules.pointwise import broadcast
 from nfopt.symmetry.rules.reduction import one_dim
 from nfopt.symmetry.unify import Term

@@ -1,6 +1,6 @@
 """Normalisation layers: scales, shifts and statistics are indexed like what they normalise."""
 
-from nfopt.symmetry.engine import Axes, Call, Value, rule
+from nfopt.symmetry.calls import Axes, Call, Value, rule
 from nfopt.symmetry.spec import DimRole, Role
 
 

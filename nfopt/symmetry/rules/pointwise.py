@@ -1,6 +1,6 @@
 """Operations on corresponding elements: broadcast axes are tied, nothing else happens."""
 
-from nfopt.symmetry.engine import RULES, Axes, Call, UnruledError, Value, rule
+from nfopt.symmetry.calls import RULES, Axes, Call, UnruledError, Value, rule
 from nfopt.symmetry.spec import DimRole, Role
 from nfopt.symmetry.unify import Term, Unifier
 

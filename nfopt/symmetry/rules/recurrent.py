@@ -1,6 +1,6 @@
 """Recurrent networks: gates x hidden, the recurrent weight carries the hidden units twice."""
 
-from nfopt.symmetry.engine import Axes, Call, UnruledError, Value, rule
+from nfopt.symmetry.calls import Axes, Call, UnruledError, Value, rule
 from nfopt.symmetry.unify import Term, concat_terms
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -33,7 +33,7 @@ def recurrent(call: Call) -> list[Axes]:
     states = [states] if isinstance(states, Value) else list(states)
     units = [hidden, cells][: len(states)]
     for state, own in zip(states, units, strict=True):
-        if not state.constant or call.engine.wrote_in_place:
+        if not state.constant or call.ledger.wrote_in_place:
             _tie_states(call, state.axes[-1], own)
             call.fix_dim(state, 0, "layers and directions")
     last = (_last_states(call, value, own, which) for which, own in enumerate(units))

@@ -1,6 +1,6 @@
 """Operations along whole axes: reductions forget an axis, softmax keeps it, scans and sorts fix it."""
 
-from nfopt.symmetry.engine import Axes, Call, Value, rule
+from nfopt.symmetry.calls import Axes, Call, Value, rule
 from nfopt.symmetry.rules.pointwise import broadcast
 from nfopt.symmetry.unify import Term
 

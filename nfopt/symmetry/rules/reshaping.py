@@ -1,6 +1,6 @@
 """Shape changes: a view factors and multiplies axes row by row, a permutation reorders them."""
 
-from nfopt.symmetry.engine import Axes, Call, UnruledError, rule
+from nfopt.symmetry.calls import Axes, Call, UnruledError, rule
 from nfopt.symmetry.rules.reduction import dims_of, one_dim
 from nfopt.symmetry.unify import Term
 

@@ -1,6 +1,6 @@
 """Operations over positions: pooling, resizing, unfolding and sampling keep batch and channels."""
 
-from nfopt.symmetry.engine import Axes, Call, UnruledError, Value, rule
+from nfopt.symmetry.calls import Axes, Call, UnruledError, Value, rule
 from nfopt.symmetry.rules.reduction import one_dim
 from nfopt.symmetry.unify import Term
 

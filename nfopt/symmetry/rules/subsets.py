@@ -1,6 +1,6 @@
 """Consecutive parts of an axis: slices, splits and single indices cut it into a sum of blocks."""
 
-from nfopt.symmetry.engine import Axes, Call, UnruledError, Value, rule
+from nfopt.symmetry.calls import Axes, Call, UnruledError, Value, rule
 from nfopt.symmetry.rules.reduction import one_dim
 from nfopt.symmetry.unify import Term, size_of
 
