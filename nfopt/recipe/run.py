@@ -52,7 +52,12 @@ class Outcome:
 
 def recipe_faults(file: Path, overrides: Sequence[str] = ()) -> list[Fault]:
     """Return every fault of a recipe, in the order of the file; an empty list means that it can run."""
-    return _check(read_document(file, overrides), file)[0]
+    return sorted(_check(read_document(file, overrides), file)[0], key=_line)
+
+
+def _line(fault: Fault) -> tuple[str, int]:
+    file, _, line = fault.place.rpartition(":")
+    return (file, int(line)) if line.isdecimal() else (fault.place, 0)
 
 
 def load_recipe(file: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -67,6 +72,7 @@ def load_recipe(file: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """
     faults, loaded = _check(read_document(file, overrides), file)
     if loaded is None:
+        faults = sorted(faults, key=_line)
         count = f"{len(faults)} faults" if len(faults) > 1 else "a fault"
         raise RecipeError("\n".join([f"{file} has {count}:", *(f"  {fault}" for fault in faults)]))
     return loaded

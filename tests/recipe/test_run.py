@@ -30,6 +30,7 @@ def test_all_faults_of_a_recipe_are_said_at_once_each_with_its_line(toy, recipe)
     file = recipe("kind: toy\nrepaets: 3\ninner:\n  widht: 2\n  width: x\nrepeats: 1\nrepeats: 2\n")
     faults = [str(fault) for fault in recipe_faults(file)]
     assert len(faults) == 4
+    assert [int(fault.split(":")[1]) for fault in faults] == [2, 4, 5, 7]
     assert any(f.startswith(f"{file}:2: repaets: is an unknown key. Did you mean 'repeats'?") for f in faults)
     assert any(
         f.startswith(f"{file}:4: inner.widht: is an unknown key. Did you mean 'width'?") for f in faults
