@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -205,8 +204,3 @@ class Task:
     ) -> Tensor:
         """Return one instance's mean cross-entropy in nats; works under vmap."""
         return F.cross_entropy(self.logits(params, divisor, images), labels)
-
-    @cached_property
-    def parameters_per_copy(self) -> int:
-        """Number of parameters of one copy of the network."""
-        return sum(p.numel() for p in self.module.parameters())
