@@ -130,19 +130,20 @@ def train(
         while step < config.total_steps:
             if step % config.evaluate_every == 0 and step not in curve.steps[-1:]:
                 curve = _with_point(curve, step, model, splits)
-                progress(Progress(task, step, config.total_steps, _note(curve)))
                 if curve.diverged_at is not None:
-                    return curve
+                    break
+                progress(Progress(task, step, config.total_steps, _note(curve)))
             if state_file is not None and time.monotonic() - saved >= config.save_every_s:
                 save_state(state_file, _snapshot(step, curve, model, optimization))
                 saved = time.monotonic()
             _take_step(step, model, splits["train"], optimization, config)
             step += 1
-        curve = _with_point(curve, step, model, splits)
+        else:
+            curve = _with_point(curve, step, model, splits)
     if curve.diverged_at is None:
         scores = {name: evaluate(model, split.images, split.labels) for name, split in splits.items()}
         curve = _finished(curve, step, scores)
-    progress(Progress(task, step, config.total_steps, _note(curve)))
+    progress(Progress(task, config.total_steps, config.total_steps, _note(curve)))
     return curve
 
 

@@ -136,6 +136,14 @@ def test_a_training_that_diverges_says_where_and_has_no_scores(scale):
     assert curve.final == {}
 
 
+@pytest.mark.parametrize("scale", [1.0, math.nan])
+def test_the_last_progress_record_says_that_the_training_is_over(scale):
+    seen = []
+    model, optimization = fresh()
+    train(model, some_data(scale), optimization, CONFIG, progress=seen.append)
+    assert seen[-1].done == seen[-1].total == CONFIG.total_steps
+
+
 def test_divergence_on_the_way_keeps_the_finite_points():
     model, optimization = fresh()
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from statistics import fmean
 from typing import Annotated, Any
@@ -101,18 +101,10 @@ def run_compare(recipe: CompareRecipe, context: RunContext) -> JobResult:
     """Train one model with several optimizers from equal starts and compare their losses."""
     data = recipe.data.load()
     context.note_data(data.name, data.content_hash)
-    everything = trainings(recipe)
-    hashes = [options.weight_hashes() for options, _ in everything.values()]
+    hashes = [options.weight_hashes() for options, _ in trainings(recipe).values()]
     for name, content_hash in {key: value for found in hashes for key, value in found.items()}.items():
         context.note_data(name, content_hash)
-    total = len(everything) * recipe.total_steps
-    curves: dict[str, Curve] = {}
-    for name, (options, seed) in everything.items():
-        done, note = len(curves) * recipe.total_steps, f"{len(curves)} of {len(everything)}"
-        context.progress(Progress("all trainings", done, total, note))
-        compute = partial(_trained, recipe, data, context, name, options, seed)
-        curves[name] = Curve(**context.piece(name, compute))
-    context.progress(Progress("all trainings", total, total, f"{len(everything)} of {len(everything)}"))
+    curves = _train_all(recipe, data, context)
     methods = [_choose(key, options, recipe, curves) for key, options in recipe.optimizers.items()]
     seconds = context.piece("step-times", lambda: dict(_step_times(recipe, data, methods)))
     comparison = Comparison(
@@ -135,6 +127,29 @@ def run_compare(recipe: CompareRecipe, context: RunContext) -> JobResult:
         timing={"median_step_seconds": seconds},
         files=(figure,),
     )
+
+
+def _train_all(recipe: CompareRecipe, data: ImageData, context: RunContext) -> dict[str, Curve]:
+    """Return the curve of every training by the name of its piece, reporting each and all of them."""
+    everything = trainings(recipe)
+    total = len(everything) * recipe.total_steps
+    curves: dict[str, Curve] = {}
+
+    def report_all(steps: int) -> None:
+        done = len(curves) * recipe.total_steps + steps
+        context.progress(Progress("all trainings", done, total, f"{len(curves)} of {len(everything)}"))
+
+    def report(progress: Progress) -> None:
+        context.progress(progress)
+        if progress.done < progress.total:
+            report_all(progress.done)
+
+    for name, (options, seed) in everything.items():
+        report_all(0)
+        compute = partial(_trained, recipe, data, replace(context, progress=report), name, options, seed)
+        curves[name] = Curve(**context.piece(name, compute))
+    report_all(0)
+    return curves
 
 
 def _trained(
