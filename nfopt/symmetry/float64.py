@@ -1,6 +1,7 @@
 """A randomised float64 copy of a module that can be run again and again with other weights."""
 
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 import torch
@@ -161,7 +162,7 @@ def _draw(name: str, tensor: Tensor, entry: TensorAxes, generator: torch.Generat
         return noise
     wide = [size for size in tensor.shape if size > 1]
     if len(wide) < 2 or entry.role not in ("linear", "conv", "recurrent", "other"):
-        centre = 0.0 if tensor.is_meta else float(tensor.detach().double().abs().mean().clamp(max=3.0))
+        centre = _centre(tensor)
         return centre + 0.3 * noise
     roles = entry.dims or ("other",) * tensor.dim()
     fan_in = 1
@@ -170,6 +171,14 @@ def _draw(name: str, tensor: Tensor, entry: TensorAxes, generator: torch.Generat
     if "in" not in roles:
         fan_in = max(fan_in, tensor.shape[-1])
     return noise * gain * (2.0 / fan_in) ** 0.5
+
+
+def _centre(tensor: Tensor) -> float:
+    """Return the mean magnitude of a tensor, at most 3; 0 where that is not a number or not known."""
+    if tensor.is_meta or tensor.numel() == 0:
+        return 0.0
+    centre = float(tensor.detach().cpu().double().abs().mean())
+    return min(centre, 3.0) if isfinite(centre) else 0.0
 
 
 def _snapshot(state: Mapping[str, Any]) -> dict[str, Any]:

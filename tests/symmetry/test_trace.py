@@ -383,3 +383,17 @@ def test_a_forward_that_raises_is_a_trace_error_that_says_so() -> None:
 
     with pytest.raises(TraceError, match="KeyError: 'missing part'"):
         trace_permutation_spec(Broken(), X)
+
+
+def test_a_forward_that_holds_on_to_another_module_is_refused() -> None:
+    class Closure(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(3, 5)
+            self.step = lambda x: self.a(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.step(x)
+
+    with pytest.raises(TraceError, match="reads none of its parameters"):
+        trace_permutation_spec(Closure(), X)
