@@ -161,10 +161,7 @@ class Program(nn.Module):
         return lambda m, x: x * w(m).flatten()
 
 
-STEPS = sorted(name[1:] for name in vars(Program) if name[1:] in {
-    "linear", "activation", "residual", "norm", "glu", "swap", "shuffle", "conv", "ordered", "append", "write",
-    "fill", "repeat", "stride", "look_up", "mix", "attend", "pool", "reshape", "scale",
-})  # fmt: skip
+STEPS = [name[1:] for name in vars(Program) if name[0] == "_" and name[1] != "_" and name != "_weight"]
 EVEN = ("norm", "glu", "shuffle", "conv", "stride", "attend", "scale")
 
 
