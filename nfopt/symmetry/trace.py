@@ -104,7 +104,8 @@ def _spec(skeleton: Skeleton, engine: Engine) -> PermutationSpec:
     if values and not engine.ledger.usage:
         raise TraceError(
             f"the forward pass of {type(skeleton.module).__name__} reads none of its parameters. "
-            "nfopt traces a copy: functions stored on the module must be given it, and must not hold on to the original."
+            "nfopt traces a copy: functions stored on the module must be given it, and must not hold on to "
+            "the original."
         )
     return freeze(engine, values, skeleton.statistics, skeleton.aliases)
 
