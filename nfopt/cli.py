@@ -40,7 +40,7 @@ RecipeFile = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top, such as total_steps=500 or data.seed=3."),
+    typer.Argument(metavar="KEY=VALUE", help="Settings on top, such as total_steps=500 or data.seed=3."),
 ]
 
 
@@ -74,7 +74,7 @@ def _say_error(message: str) -> None:
 def _root(
     show_version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
-    """Optimize, prune and adapt PyTorch models with networks that know the symmetry of their weights."""
+    """Train PyTorch models with networks that know the symmetry of their weights."""
     if show_version:
         _OUT.print(f"nfopt {version('nfopt')}")
         raise typer.Exit
@@ -122,7 +122,7 @@ def run(
 
 
 @app.command()
-def validate(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", show_default=False)]) -> None:
+def validate(recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE", show_default=False)]) -> None:
     """Say every fault of recipes at once; exit code 1 if there is any."""
     with _errors_for_people():
         from nfopt.recipe import recipe_faults
