@@ -4,7 +4,6 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import UserError
 
 from nfopt.errors import TraceError
 from nfopt.symmetry import rules as _rules  # noqa: F401  (entering the rules)
@@ -34,7 +33,6 @@ FORWARD_ERRORS = (
     AssertionError,
     ArithmeticError,
     ImportError,
-    UserError,
 )
 
 
@@ -48,6 +46,10 @@ def trace_permutation_spec(
     that it touches and is listed in the spec's `unruled`. The module itself is never run or changed.
     Buffers other than running statistics are constants: an axis along which one varies is fixed. What only
     happens in training (an auxiliary head) is not seen; parameters used nowhere else are fixed and flagged.
+
+    Missed, soundly: channels that each attention head could permute for itself; in a packed projection of
+    queries, keys and values, that the values' channels are independent of the others'; the pairs that rotary
+    positions turn together.
 
     Args:
         module: any module; the wrappers of DistributedDataParallel and torch.compile are looked through, so

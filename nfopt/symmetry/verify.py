@@ -145,36 +145,43 @@ def _check_fit(module: nn.Module, spec: PermutationSpec) -> None:
 def _output_faults(outputs: list[Tensor]) -> list[str]:
     if not outputs:
         return ["the outputs prove nothing: there is no tensor among them"]
-    if not all(bool(torch.isfinite(output).all()) for output in outputs):
-        return ["the outputs prove nothing: they are not finite with random weights"]
-    if all(_scale(output) == 0 for output in outputs):
-        return ["the outputs prove nothing: they are constant with random weights"]
+    if any(bool(output.isnan().any()) for output in outputs):
+        return ["the outputs prove nothing: some are not a number with random weights"]
+    if all(_scale(_finite(output)) == 0 for output in outputs):
+        return ["the outputs prove nothing: they are constant, or infinite, with random weights"]
     return []
 
 
-def _scale(output: Tensor) -> float:
-    wide = output.to(torch.complex128) if output.is_complex() else output.double()
-    if wide.numel() < 2:
-        return float(wide.abs().sum())
-    return float(wide.std())
+def _finite(output: Tensor) -> Tensor:
+    """Return the finite elements in double precision."""
+    wide = output if output.is_complex() else output.double()
+    return wide[wide.isfinite()]
+
+
+def _scale(elements: Tensor) -> float:
+    """Return the standard deviation, or the magnitude of a single element."""
+    return float(elements.abs().sum() if elements.numel() < 2 else elements.std())
 
 
 def _difference(reference: list[Tensor], outputs: list[Tensor]) -> float:
-    """Return max |dy| / std(y), the worst over the outputs; infinite when shapes or finiteness differ."""
+    """Return max |dy| / std(y), the worst over the outputs; infinite when shapes or infinities differ."""
     worst = 0.0
     for before, after in zip(reference, outputs, strict=True):
-        if before.shape != after.shape or not bool(torch.isfinite(after).all()):
+        if before.shape != after.shape or not torch.equal(_infinities(before), _infinities(after)):
             return float("inf")
-        if before.numel() == 0:
+        elements = _finite(before)
+        if elements.numel() == 0:
             continue
-        gap = (
-            float((before - after).abs().max())
-            if before.dtype != torch.bool
-            else float((before != after).any())
-        )
-        scale = _scale(before)
+        gap, scale = float((elements - _finite(after)).abs().max()), _scale(elements)
         worst = max(worst, gap / scale if scale > 0 else (0.0 if gap == 0 else float("inf")))
     return worst
+
+
+def _infinities(output: Tensor) -> Tensor:
+    """Return 1 and -1 where an output is infinite, 2 where it is not a number, else 0."""
+    if not output.is_floating_point():
+        return output.isfinite().logical_not().to(torch.int8)
+    return output.isinf() * output.sign().nan_to_num() + 2 * output.isnan()
 
 
 def _shift(size: int) -> Tensor:

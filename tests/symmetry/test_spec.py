@@ -17,6 +17,7 @@ SPEC = PermutationSpec(
         "w": TensorAxes((Prod((A, B)), Sum((A, K, B))), role="linear", dims=("out", "in"), depth=0.25),
         "v": TensorAxes((A, A), role="recurrent", dims=("out", "in"), depth=1.0),
         "s": TensorAxes((B,), role="statistic", dims=("out",)),
+        "n": TensorAxes((Prod((A, Sum((K, B)))),), role="bias", dims=("out",)),
         "u": TensorAxes((K,), role="bias", dims=("out",), used=False),
     },
     fixed={"k": "model output"},
@@ -95,20 +96,20 @@ def test_a_tied_name_is_permuted_like_the_tensor_it_shares() -> None:
 def test_a_spec_round_trips_through_json_and_compares() -> None:
     again = PermutationSpec.from_json(SPEC.to_json())
     assert again == SPEC
-    assert again.coverage == SPEC.coverage == (150 + 9) / (150 + 9 + 2)
+    assert again.coverage == SPEC.coverage == (150 + 9 + 21) / (150 + 9 + 21 + 2)
     assert again.unused == ("u",)
 
 
 def test_a_spec_prints_its_groups_and_what_has_no_rule() -> None:
     text = str(SPEC)
-    assert "2 groups, 4 tensors" in text
-    assert "a (3): w[0], w[1], v[0], v[1]" in text
+    assert "2 groups, 5 tensors" in text
+    assert "a (3): w[0], w[1], v[0], v[1], ... (5)" in text
     assert "no rule: aten.mystery (at here)" in text
 
 
 def test_groups_leave_out_the_fixed_and_the_single() -> None:
     assert set(SPEC.groups) == {"a", "b"}
-    assert SPEC.occurrences["a"] == (("w", 0), ("w", 1), ("v", 0), ("v", 1))
+    assert SPEC.occurrences["a"] == (("w", 0), ("w", 1), ("v", 0), ("v", 1), ("n", 0))
 
 
 def test_an_uncoupled_spec_gives_every_axis_its_own_group() -> None:

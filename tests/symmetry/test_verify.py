@@ -205,3 +205,22 @@ def test_no_trial_is_no_proof(trials: int) -> None:
     spec: Any = trace_permutation_spec(mlp(), X)
     with pytest.raises(PermutationSpecError, match="at least one trial"):
         verify(mlp(), spec, X, trials=trials)
+
+
+def test_infinite_outputs_are_compared_by_where_they_are() -> None:
+    class Masked(nn.Module):
+        def __init__(self, *, hidden: bool) -> None:
+            super().__init__()
+            self.inner = mlp()
+            self.hidden = hidden
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.inner[:4](x)
+            # Masking one hidden unit tells it from the others; masking one output does not.
+            if self.hidden:
+                return torch.cat([y[:, :1], torch.full_like(y[:, :1], float("inf")), y[:, 2:]], 1)
+            return torch.cat([self.inner[4](y), torch.full((2, 1), -float("inf"))], 1)
+
+    plain = trace_permutation_spec(Masked(hidden=False), X)
+    assert verify(Masked(hidden=False), plain, X).passed
+    assert not verify(Masked(hidden=True), plain, X).passed
