@@ -46,7 +46,7 @@ Overrides = Annotated[
 
 def main() -> None:
     """Run the command line."""
-    sys.path.insert(0, "")  # so that package.module:factory finds a model in the current folder
+    sys.path.append("")  # so that package.module:factory finds a model in the current folder
     warnings.showwarning = _show_warning
     app()
 
