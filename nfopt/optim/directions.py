@@ -15,8 +15,10 @@ from nfopt.optim.orthogonalise import orthogonalise
 from nfopt.weightspace.incidence import MatrixLayout
 
 TINY = 1e-30  # keeps roots and logarithms of zero, and their derivatives, finite
-# Gradients below this share of the largest are rounding noise (a bias before BatchNorm, say), not signal.
+# Gradients below this share of the largest tensor's are rounding noise (a bias before BatchNorm), not signal.
 NOISE = 1e-6
+# Gradients below this share of their own largest mean that the tensor has arrived.
+ARRIVED = 1e-3
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,21 @@ def spread(scalar: Float[Tensor, "*batch"], dims: int) -> Float[Tensor, "..."]:
     return scalar.reshape(scalar.shape + (1,) * dims)
 
 
-def liveness(second: Float[Tensor, "*batch tensors"]) -> Float[Tensor, "*batch tensors"]:
-    """Return v / (v + (NOISE)^2 max v) per tensor: near 1, but near 0 where the gradient is rounding noise.
+def liveness(
+    power: Float[Tensor, "*batch tensors"], peak: Float[Tensor, "*batch tensors"]
+) -> Float[Tensor, "*batch tensors"]:
+    """Return v / (v + max(ARRIVED^2 peak, NOISE^2 max v)): near 1, but near 0 where the gradient has gone.
 
     Directions have RMS 1 whatever the gradient's scale; without this factor a tensor whose gradient vanishes
-    but for rounding would random-walk at full step size.
+    but for rounding would random-walk, and a model that fits its data exactly would grow its weights for
+    ever. It takes the part of Adam's epsilon, but does not depend on the loss's scale.
 
     Args:
-        second: mean second moment v of each tensor.
+        power: averaged mean square v of each tensor's gradient.
+        peak: the largest v of each tensor so far.
     """
-    return second / (second + NOISE**2 * second.amax(dim=-1, keepdim=True) + TINY)
+    largest = power.amax(dim=-1, keepdim=True)
+    return power / (power + torch.maximum(ARRIVED**2 * peak, NOISE**2 * largest) + TINY)
 
 
 def lookahead_weights(

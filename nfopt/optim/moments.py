@@ -12,9 +12,10 @@ from nfopt.optim.directions import MomentumRates, spread, total_mean
 from nfopt.weightspace.incidence import MatrixLayout
 
 SLOW, FAST, SECOND = "slow", "fast", "second"
-STEP, USUAL, SKIPPED, DAMPED = "step", "usual_log_grad", "skipped", "damped"
+STEP, USUAL, POWER, PEAK = "step", "usual_log_grad", "power", "peak_power"
+SKIPPED, DAMPED = "skipped", "damped"
 TENSOR_STATE = (SLOW, FAST, SECOND)
-SCALAR_STATE = (STEP, USUAL, SKIPPED, DAMPED)
+SCALAR_STATE = (STEP, USUAL, POWER, PEAK, SKIPPED, DAMPED)
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Moments:
         second: second moment.
         scalars: the new scalar state, by key, one number per tensor.
         step: steps taken, this one included, at least 1.
+        power: mean square of each gradient, averaged at the second moment's rate, without bias.
+        peak: the largest power so far.
         trust: how far the learned part is trusted.
         finite: whether all gradients of a copy are finite; else its step is skipped.
     """
@@ -38,6 +41,8 @@ class Moments:
     second: list[Float[Tensor, "..."]]
     scalars: dict[str, Float[Tensor, "*batch tensors"]]
     step: Float[Tensor, "*batch tensors"]
+    power: Float[Tensor, "*batch tensors"]
+    peak: Float[Tensor, "*batch tensors"]
     trust: Float[Tensor, "*batch tensors"]
     finite: Bool[Tensor, "*batch"]
 
@@ -78,16 +83,22 @@ def accumulate(
     usual, step = before[USUAL], before[STEP]
     current = guard.log_norm(torch.where(finite[..., None], squares, torch.ones_like(squares)))
     trust = guard.trust(usual, current, step)
+    clip = guard.clip_factor(usual, current, step)
+    gained = torch.where(finite[..., None], squares * clip.square(), before[POWER])
+    taken = step + done[..., None]
+    power = torch.lerp(before[POWER], gained, 1 - rates.second)
+    unbiased = power / (1 - rates.second ** taken.clamp(min=1.0))
     scalars = {
-        STEP: step + done[..., None],
+        STEP: taken,
         USUAL: torch.where(finite[..., None], guard.update_usual(usual, current, step), usual),
+        POWER: power,
+        PEAK: torch.where(finite[..., None], torch.maximum(before[PEAK], unbiased), before[PEAK]),
         SKIPPED: before[SKIPPED] + (1 - done[..., None]),
         DAMPED: before[DAMPED] + done[..., None] * (trust < 1).to(done.dtype),
     }
-    clip = guard.clip_factor(usual, current, step).unbind(-1)
     safe = [
         torch.where(spread(finite, k), grad * spread(factor, k), 0.0)
-        for grad, factor, k in zip(grads, clip, dims, strict=True)
+        for grad, factor, k in zip(grads, clip.unbind(-1), dims, strict=True)
     ]
 
     def averaged(key: str, values: list[Tensor], rate: float) -> list[Tensor]:
@@ -103,7 +114,9 @@ def accumulate(
         fast=averaged(FAST, safe, rates.fast),
         second=averaged(SECOND, [g.square() for g in safe], rates.second),
         scalars=scalars,
-        step=scalars[STEP].clamp(min=1.0),
+        step=taken.clamp(min=1.0),
+        power=unbiased,
+        peak=scalars[PEAK],
         trust=trust,
         finite=finite,
     )

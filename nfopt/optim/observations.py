@@ -22,6 +22,7 @@ TENSOR_FEATURES = (
     "weight_scale",
     "signal",
     "agreement",
+    "decline",
     "row_evenness",
     "column_evenness",
     "age",
@@ -113,6 +114,7 @@ class Observed:
         second: second moments.
         agreement: cosine between the fast and the slow momentum.
         alive: from `directions.liveness`; what is read off a gradient of rounding noise counts as 0.
+        decline: power of the gradient as a share of its largest so far.
         step: steps taken, this one included.
         progress: share of the training done, in (0, 1].
     """
@@ -122,6 +124,7 @@ class Observed:
     second: Pooled
     agreement: Float[Tensor, "*batch tensors"]
     alive: Float[Tensor, "*batch tensors"]
+    decline: Float[Tensor, "*batch tensors"]
     step: Float[Tensor, "*batch tensors"]
     progress: Float[Tensor, ""]
 
@@ -132,7 +135,7 @@ def features(
     rates: MomentumRates,
     weight_unit: Float[Tensor, " tensors"],
     static: Float[Tensor, "tensors 8"],
-) -> tuple[Float[Tensor, "*batch entries 4"], Float[Tensor, "*batch tensors 18"]]:
+) -> tuple[Float[Tensor, "*batch entries 4"], Float[Tensor, "*batch tensors 19"]]:
     """Return the features named in ENTRY_FEATURES and TENSOR_FEATURES.
 
     Args:
@@ -162,6 +165,7 @@ def features(
             _bounded(_log_ratio(seen.weight.totals, weight_unit.square())),
             seen.alive * _bounded(_log_ratio(seen.momentum.totals, seen.second.totals) + correction),
             seen.alive * seen.agreement,
+            seen.alive * _bounded(_log_ratio(seen.decline, torch.ones_like(seen.decline))),
             seen.alive * evenness[..., 0],
             seen.alive * evenness[..., 1],
             _log_steps(seen.step),

@@ -140,13 +140,14 @@ class LearnedUpdateRule:
             [grads[n].to(work) for n in self.names], state, self.names, layouts, self.config.rates
         )
         second = pool(moments.second, layouts)
-        alive = directions.liveness(second.totals)
+        alive = directions.liveness(moments.power, moments.peak)
         seen = Observed(
             weight=pool([w.square() for w in weights], layouts),
             momentum=pool([m.square() for m in moments.slow], layouts),
             second=second,
             agreement=observations.cosines(moments.fast, moments.slow, layouts),
             alive=alive,
+            decline=moments.power / moments.peak.clamp(min=directions.TINY),
             step=moments.step,
             progress=progress[..., None],
         )

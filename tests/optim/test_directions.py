@@ -70,11 +70,18 @@ def test_factored_equals_adam_when_the_second_moment_has_rank_one() -> None:
 
 
 def test_only_gradients_at_rounding_level_are_dead() -> None:
-    second = torch.tensor([1.0, 1e-4, 1e-8, 1e-16, 0.0], dtype=torch.float64)
-    alive = directions.liveness(second)
+    power = torch.tensor([1.0, 1e-4, 1e-8, 1e-16, 0.0], dtype=torch.float64)
+    alive = directions.liveness(power, power)
     assert bool((alive[:3] > 0.9998).all())
     assert bool((alive[3:] < 1e-3).all())
-    assert torch.allclose(directions.liveness(1e-12 * second), alive, rtol=1e-5)
+    assert torch.allclose(directions.liveness(1e-12 * power, 1e-12 * power), alive, rtol=1e-5)
+
+
+def test_a_tensor_whose_gradient_vanishes_comes_to_rest() -> None:
+    peak = torch.ones(5, dtype=torch.float64)
+    power = torch.tensor([1.0, 1e-2, 1e-4, 1e-6, 1e-10], dtype=torch.float64)
+    alive = directions.liveness(power, peak)
+    assert torch.allclose(alive, torch.tensor([1.0, 0.9999, 0.99, 0.5, 1e-4], dtype=torch.float64), rtol=1e-3)
 
 
 def test_lookahead_is_the_nesterov_momentum_of_the_chosen_rate() -> None:
