@@ -1,7 +1,8 @@
 """From a finished trace to the PermutationSpec value: readable names, fixed runs merged, uses noted."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from nfopt.symmetry.axes import UNIT, Atom, Axis, concat, product
 from nfopt.symmetry.calls import Value
@@ -81,27 +82,28 @@ def _depths(engine: Engine, names: list[str]) -> dict[str, float]:
     }
 
 
+@dataclass(frozen=True, slots=True)
 class _Fixed:
-    """A run of adjacent fixed indices, merged into one index set."""
+    """A run of adjacent fixed indices, merged into one index set; `key` is the term that it was."""
 
-    def __init__(self, size: int, reason: str, key: Any) -> None:
-        self.size = size
-        self.reason = reason
-        self.key = key
+    size: int
+    reason: str
+    key: Term
 
 
-def _normal(term: Term) -> list[Any]:
-    """Return `term` with sums of leading factors distributed and adjacent fixed parts merged.
+# A product of free variables, fixed runs, and sums of such products.
+_Normal: TypeAlias = "list[Var | _Fixed | tuple[_Normal, ...]]"
 
-    The result is a list of factors, each a free `Var`, a `_Fixed`, or a tuple of such lists for a sum.
-    """
+
+def _normal(term: Term) -> _Normal:
+    """Return `term` with sums of leading factors distributed and adjacent fixed parts merged."""
     whole = _fixed_reason(term)
     if size_of(term) > 1 and whole is not None:
         return [_Fixed(size_of(term), whole, term)]
     factors = list(term)
     if len(factors) > 1 and isinstance(factors[0], Cat) and _fixed_reason((factors[0],)) is None:
         factors = [Cat(tuple(block + tuple(factors[1:]) for block in factors[0].blocks))]
-    merged: list[Any] = []
+    merged: _Normal = []
     run: list[Factor] = []
     for factor in [*factors, None]:
         if factor is not None and _fixed_reason((factor,)) is not None:
@@ -117,8 +119,8 @@ def _normal(term: Term) -> list[Any]:
     return merged
 
 
-def _normal_sum(cat: Cat) -> tuple[list[Any], ...]:
-    blocks: list[list[Any]] = []
+def _normal_sum(cat: Cat) -> tuple[_Normal, ...]:
+    blocks: list[_Normal] = []
     run: list[Term] = []
     for block in [*cat.blocks, None]:
         if block is not None and _fixed_reason(block) is not None:
@@ -145,37 +147,34 @@ class _Namer:
     """Gives every index set the name of the tensor axis that first carries it."""
 
     def __init__(self) -> None:
-        self.atoms: dict[Any, Atom] = {}
+        self.atoms: dict[Var | Term, Atom] = {}
         self.fixed: dict[str, str] = {}
         self._taken: set[str] = set()
 
-    def visit(self, tensor: str, dim: int, term: list[Any], *, outputs: bool) -> None:
-        """Name the index sets of one axis that have no name yet; of free ones only, for outputs."""
+    def visit(self, tensor: str, dim: int, term: _Normal, *, outputs: bool) -> None:
+        """Name the index sets of one axis that have no name yet; of an output axis the free ones only."""
         stem = tensor.removesuffix(".weight") if outputs else f"{tensor}[{dim}]"
         leaves = list(_leaves(term))
-        free = [leaf for leaf in leaves if isinstance(leaf, Var)]
+        free = {leaf for leaf in leaves if isinstance(leaf, Var)}
         for leaf in leaves:
-            key = leaf if isinstance(leaf, Var) else leaf.key
-            if key in self.atoms or (outputs and not isinstance(leaf, Var)):
+            if _key(leaf) in self.atoms or (outputs and isinstance(leaf, _Fixed)):
                 continue
-            several = len(set(free)) > 1 if isinstance(leaf, Var) else len(leaves) > 1
-            stem_here = stem if isinstance(leaf, Var) or outputs else f"{tensor}[{dim}]"
-            name = self._unique(stem_here, several)
-            self.atoms[key] = Atom(name, leaf.size)
+            name = self._unique(stem, several=len(free if isinstance(leaf, Var) else leaves) > 1)
+            self.atoms[_key(leaf)] = Atom(name, leaf.size)
             if isinstance(leaf, _Fixed):
                 self.fixed[name] = leaf.reason
 
-    def axis(self, term: list[Any]) -> Axis:
+    def axis(self, term: _Normal) -> Axis:
         """Return the axis that a normal term stands for."""
         parts: list[Axis] = []
         for factor in term:
             if isinstance(factor, tuple):
                 parts.append(concat(*(self.axis(block) for block in factor)))
             else:
-                parts.append(self.atoms[factor if isinstance(factor, Var) else factor.key])
+                parts.append(self.atoms[_key(factor)])
         return product(*parts) if parts else UNIT
 
-    def _unique(self, stem: str, several: bool) -> str:
+    def _unique(self, stem: str, *, several: bool) -> str:
         name, count = stem, 0
         while name in self._taken or (several and count == 0):
             count += 1
@@ -184,7 +183,11 @@ class _Namer:
         return name
 
 
-def _leaves(term: list[Any]) -> Iterator[Var | _Fixed]:
+def _key(leaf: Var | _Fixed) -> Var | Term:
+    return leaf if isinstance(leaf, Var) else leaf.key
+
+
+def _leaves(term: _Normal) -> Iterator[Var | _Fixed]:
     for factor in term:
         if isinstance(factor, tuple):
             for block in factor:
