@@ -89,8 +89,8 @@ class OutputFolder:
             known[name] = content_hash
             self.write_resolved(values)
 
-    def note_resumed(self, now: Mapping[str, Any]) -> None:
-        """Add versions to resolved.yaml if they are not those that the run began with."""
+    def note_resumed(self, now: Mapping[str, Any]) -> list[str]:
+        """Add to resolved.yaml which versions are not those that the run began with; return their names."""
         values = self.resolved()
         known = values.setdefault("provenance", {})
         differing = {key: value for key, value in now.items() if key != "data" and known.get(key) != value}
@@ -98,6 +98,7 @@ class OutputFolder:
         if differing and differing not in resumed:
             resumed.append(differing)
             self.write_resolved(values)
+        return list(differing)
 
     def finish(self, results: Mapping[str, JsonValue]) -> None:
         """Write results.json, which marks the run as complete, and drop the state of its parts."""

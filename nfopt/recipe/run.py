@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -121,7 +122,13 @@ def run_recipe(loaded: LoadedRecipe, *, resume: bool = False, progress: Progress
     else:
         _refuse_another_recipe(loaded, folder)
         if not was_complete:
-            folder.note_resumed(provenance())
+            differing = folder.note_resumed(provenance())
+            if differing:
+                warnings.warn(
+                    f"the run in {folder.path} was begun with other {' and '.join(differing)}: what is "
+                    "computed from here on may differ from what an unbroken run would give.",
+                    stacklevel=2,
+                )
     result = loaded.job.run(recipe, RunContext(folder, progress))
     if result.timing:
         write_json(folder.path / "timing.json", dict(result.timing))

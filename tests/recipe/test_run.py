@@ -169,7 +169,8 @@ def test_a_run_that_is_resumed_by_other_code_says_so_in_its_provenance(toy, reci
     toy.stop_at = None
     now = provenance()
     monkeypatch.setattr("nfopt.recipe.run.provenance", lambda: now | {"code": "other"})
-    run_recipe(load_recipe(recipe()), resume=True)
+    with pytest.warns(UserWarning, match="was begun with other code"):
+        run_recipe(load_recipe(recipe()), resume=True)
     written = yaml.safe_load((tmp_path / "runs" / "toy" / "resolved.yaml").read_text())["provenance"]
     assert written["code"] == now["code"]
     assert written["resumed_with"] == [{"code": "other"}]
