@@ -18,7 +18,7 @@ TINY = 1e-30  # keeps roots and logarithms of zero, and their derivatives, finit
 # Gradients below this share of the largest tensor's are rounding noise (a bias before BatchNorm), not signal.
 NOISE = 1e-6
 # Gradients below this share of their own largest mean that the tensor has arrived.
-ARRIVED = 1e-3
+ARRIVED = 5e-3
 
 
 @dataclass(frozen=True)
