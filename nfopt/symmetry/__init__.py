@@ -2,6 +2,7 @@
 
 from nfopt.symmetry.axes import Atom, Axis, Prod, Sum
 from nfopt.symmetry.report import NegativeControl, VerificationReport
+from nfopt.symmetry.skeleton import unwrap
 from nfopt.symmetry.spec import Permutation, PermutationSpec, TensorAxes
 from nfopt.symmetry.summary import FixedRow, GroupRow, fixed_rows, group_rows
 from nfopt.symmetry.trace import trace_permutation_spec
@@ -22,5 +23,6 @@ __all__ = [
     "fixed_rows",
     "group_rows",
     "trace_permutation_spec",
+    "unwrap",
     "verify",
 ]

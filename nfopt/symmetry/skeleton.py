@@ -1,6 +1,7 @@
 """A detached copy of a module, safe to trace and to run: the user's own module is never touched."""
 
 import copy
+import logging
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from nfopt.errors import TraceError
 
+LOGGERS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.export")
 HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -184,8 +186,13 @@ def _statistics(module: nn.Module) -> list[str]:
 def plain_conditions() -> Iterator[None]:
     """Run on the CPU, under no mode of the caller's, without warnings, and restore the random state."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    disabled = [logger.disabled for logger in loggers]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
+        # What goes wrong is raised; the exporter would log it as well, with its own stack.
+        for logger in loggers:
+            logger.disabled = True
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.device("cpu"))
@@ -195,6 +202,8 @@ def plain_conditions() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        for logger, before in zip(loggers, disabled, strict=True):
+            logger.disabled = before
 
 
 def example_arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -132,7 +132,7 @@ def _trace_error(
     first_line = next((line for line in str(error).splitlines() if line.strip()), "no message")
     return TraceError(
         f"the forward pass of {type(module).__name__} failed on example inputs "
-        f"{describe_arguments(args, kwargs)}: {type(error).__name__}: {first_line[:300]} "
+        f"{describe_arguments(args, kwargs)}: {type(error).__name__}: {first_line[:300].rstrip('. ')}. "
         "Give example_inputs of the shapes and data types that the model takes: a tensor, a "
         "tuple of positional arguments, or a dict of keyword arguments."
     )

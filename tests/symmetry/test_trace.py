@@ -364,6 +364,13 @@ def test_wrong_example_inputs_are_refused_with_what_was_given() -> None:
         trace_permutation_spec(module, {"nonsense": X})
 
 
+def test_a_failed_trace_writes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(TraceError):
+        trace_permutation_spec(nn.Linear(3, 2), torch.zeros(2, 7))
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(TraceError, match=r"a torch.nn.Module is needed, not a function"):
         trace_permutation_spec(F.relu, X)  # pyright: ignore[reportArgumentType]
