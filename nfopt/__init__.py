@@ -1,1 +1,42 @@
-"""nfopt: a neural functional optimizer and editor for PyTorch training loops."""
+"""nfopt: a neural functional optimizer and editor for PyTorch training loops.
+
+The public names are imported when they are first used, so that the command line answers without torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nfopt.errors import NfoptError
+    from nfopt.optim import NFOptimizer, NfoptWarning
+    from nfopt.symmetry import PermutationSpec, trace_permutation_spec, verify
+
+__version__ = version("nfopt")
+__all__ = [
+    "NFOptimizer",
+    "NfoptError",
+    "NfoptWarning",
+    "PermutationSpec",
+    "__version__",
+    "trace_permutation_spec",
+    "verify",
+]
+_HOMES = {
+    "NfoptError": "nfopt.errors",
+    "NFOptimizer": "nfopt.optim",
+    "NfoptWarning": "nfopt.optim",
+    "PermutationSpec": "nfopt.symmetry",
+    "trace_permutation_spec": "nfopt.symmetry",
+    "verify": "nfopt.symmetry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'nfopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -69,7 +69,7 @@ def test_with_zero_output_layers_it_is_the_nominal_optimizer() -> None:
             size, decay = (config.matrix_step / 3 if name == "depthwise" else config.vector_step), 0.0
         expected = -factor * (size * direction + decay * params[name])
         # Up to the small shares under which a gradient counts as gone.
-        assert float((updates[name] - expected).norm() / expected.norm()) < 1e-5, name
+        assert float((updates[name] - expected).norm() / expected.norm()) < 1e-4, name
 
 
 def test_random_output_layers_change_every_tensor_within_the_bounds() -> None:
