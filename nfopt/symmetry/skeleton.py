@@ -38,8 +38,8 @@ class Skeleton:
 
     Attributes:
         module: the copy.
-        tensors: its parameters and normalisation statistics under the user's names, tied ones once.
-        statistics: which of them are statistics of normalisation layers.
+        tensors: its parameters, running statistics and pruning masks under the user's names, tied ones once.
+        statistics: which of them are no parameters.
         aliases: further names of tied parameters, mapped to the name in `tensors`.
     """
 
@@ -169,15 +169,19 @@ def _is_patched(part: nn.Module) -> bool:
 
 
 def _statistics(module: nn.Module) -> list[str]:
-    """Return the names of running statistics: buffers beside a running mean or variance and of its shape."""
+    """Return the names of the buffers that are permuted with the neurons they belong to.
+
+    These are running statistics (buffers beside a running mean or variance and of its shape) and the masks
+    of torch.nn.utils.prune (`weight_mask` beside `weight_orig`).
+    """
     found = []
     for prefix, part in module.named_modules(remove_duplicate=False):
         buffers = dict(part.named_buffers(recurse=False))
         anchor = buffers.get("running_mean", buffers.get("running_var"))
-        if anchor is None:
-            continue
         for key, buffer in buffers.items():
-            if buffer.shape == anchor.shape and buffer.is_floating_point():
+            running = anchor is not None and buffer.shape == anchor.shape and buffer.is_floating_point()
+            mask = key.endswith("_mask") and f"{key.removesuffix('_mask')}_orig" in part._parameters
+            if running or mask:
                 found.append(f"{prefix}.{key}" if prefix else key)
     return found
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from nfopt.symmetry import trace_permutation_spec, verify
 
@@ -121,6 +122,20 @@ def test_weights_computed_by_hooks_of_torch_are_traced_to_their_parameters() -> 
     assert not spec.unused
     report = verify(module, spec, X)
     assert report.passed
+
+
+def test_masks_of_pruned_weights_are_permuted_with_their_neurons() -> None:
+    module = mlp()
+    prune.random_unstructured(module[0], "weight", 0.5)
+    prune.l1_unstructured(module[3], "weight", 0.5)
+    spec = trace_permutation_spec(module, X)
+    assert {name for name, entry in spec.tensors.items() if entry.role == "statistic"} >= {
+        "0.weight_mask",
+        "3.weight_mask",
+    }
+    assert len(spec.groups) == 1
+    assert spec.tensors["0.weight_mask"].axes == spec.tensors["0.weight_orig"].axes
+    assert verify(module, spec, X, controls=None).passed
 
 
 def test_half_precision_and_meta_parameters_are_traced_like_others() -> None:
