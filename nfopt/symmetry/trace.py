@@ -44,8 +44,9 @@ def trace_permutation_spec(
     One forward pass of a detached copy in eval mode is read operation by operation; each operation ties the
     axes that it relates. Model inputs and outputs are fixed. An operation without a rule fixes every axis
     that it touches and is listed in the spec's `unruled`. The module itself is never run or changed.
-    Buffers other than running statistics and pruning masks are constants: where one varies, its axis is fixed. What only
-    happens in training (an auxiliary head) is not seen; parameters used nowhere else are fixed and flagged.
+    Buffers other than running statistics and pruning masks are constants: where one varies, its axis is
+    fixed. What only happens in training (an auxiliary head) is not seen; parameters used nowhere else are
+    fixed and flagged.
 
     Missed, soundly: channels that each attention head could permute for itself; in a packed projection of
     queries, keys and values, that the values' channels are independent of the others'; the pairs that rotary
