@@ -67,13 +67,12 @@ def _tie_cell(
 def _last_states(call: Call, value: Value, hidden: list[Term], which: int) -> Axes:
     """Return the axes of a stacked final state, tying all layers only when something reads it."""
     shape = call.out_shapes[1 + which]
-    read = call.used is None or (1 + which) in call.used
-    if read:
-        _tie_states(call, hidden[0], hidden[1:])
-    batch = value.axes[0 if call.args["batch_first"] else 1] if len(shape) == 3 else None
-    units = hidden[0] if read else call.unifier.fresh(shape[-1])
-    own = (units,) if batch is None else (batch, units)
-    return (call.fixed(shape[0], "layers and directions"), *own)
+    if call.used is not None and (1 + which) not in call.used:
+        return tuple(call.fixed(size, "a final state that nothing reads") for size in shape)
+    _tie_states(call, hidden[0], hidden[1:])
+    layers = call.fixed(shape[0], "layers and directions")
+    batch = [value.axes[0 if call.args["batch_first"] else 1]] if len(shape) == 3 else []
+    return (layers, *batch, hidden[0])
 
 
 def _tie_states(call: Call, units: Term, hidden: list[Term]) -> None:
