@@ -29,7 +29,8 @@ class Moments:
         second: second moment.
         scalars: the new scalar state, by key, one number per tensor.
         step: steps taken, this one included, at least 1.
-        power: mean square of each gradient, averaged at the second moment's rate, without bias.
+        power: mean square of each gradient, averaged at the fast momentum's rate, without bias: it has to
+            notice in time when a gradient vanishes.
         peak: the largest power so far.
         trust: how far the learned part is trusted.
         finite: whether all gradients of a copy are finite; else its step is skipped.
@@ -86,8 +87,8 @@ def accumulate(
     clip = guard.clip_factor(usual, current, step)
     gained = torch.where(finite[..., None], squares * clip.square(), before[POWER])
     taken = step + done[..., None]
-    power = torch.lerp(before[POWER], gained, 1 - rates.second)
-    unbiased = power / (1 - rates.second ** taken.clamp(min=1.0))
+    power = torch.lerp(before[POWER], gained, 1 - rates.fast)
+    unbiased = power / (1 - rates.fast ** taken.clamp(min=1.0))
     scalars = {
         STEP: taken,
         USUAL: torch.where(finite[..., None], guard.update_usual(usual, current, step), usual),
