@@ -193,7 +193,7 @@ def test_the_meta_gradient_is_finite_where_gradients_vanish_exactly() -> None:
 
 
 def test_once_the_gradients_vanish_the_weights_come_to_rest() -> None:
-    """A model that fits its data exactly has gradients that shrink without end: no direction may grow them."""
+    """A model that fits its data exactly has gradients that shrink without end; weights must not grow."""
     rule = LearnedUpdateRule(SPEC)
     theta = {k: v.double() for k, v in rule.init_theta().items()}
     params = tensors(0)
@@ -203,6 +203,7 @@ def test_once_the_gradients_vanish_the_weights_come_to_rest() -> None:
     moving, _ = rule(theta, params, tensors(30), state, HALF)
     for i in range(200):
         vanished = {n: 1e-6 * g for n, g in tensors(100 + i).items()}
-        resting, state = rule(theta, params, vanished, state, HALF, weight_decay=[0.0] * len(SHAPES))
+        undecayed = [0.0] * len(SHAPES)
+        resting, state = rule(theta, params, vanished, state, HALF, weight_decay=undecayed)
     for name in SHAPES:
         assert float(resting[name].norm()) < 0.1 * float(moving[name].norm()), name
