@@ -178,9 +178,14 @@ def test_every_line_fits_into_80_columns(nfopt, tmp_path):
 def start(folder, *arguments):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "80"}
     command = [sys.executable, "-c", "from nfopt.cli import main; main()", *arguments]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def numbers(folder):
@@ -230,7 +235,7 @@ def test_ctrl_c_in_a_terminal_ends_cleanly(tmp_path):
     assert process.stderr is not None
     process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert "nfopt run small.yaml total_steps=100000 output=o --resume" in errors
     assert "Traceback" not in errors
