@@ -60,6 +60,12 @@ class Moments:
         return state
 
 
+def initial_state(param: Float[Tensor, "..."], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the state of one tensor before its first step, by key, in the dtype of the arithmetic."""
+    tensors = {key: torch.zeros_like(param, dtype=dtype) for key in TENSOR_STATE}
+    return tensors | {key: torch.zeros((), dtype=dtype, device=param.device) for key in SCALAR_STATE}
+
+
 def accumulate(
     grads: list[Float[Tensor, "..."]],
     state: Mapping[str, Tensor],

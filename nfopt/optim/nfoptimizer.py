@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nfopt.checkpoints import Checkpoint, digest_of
 from nfopt.errors import OptimizerError
-from nfopt.optim.moments import DAMPED, SCALAR_STATE, SKIPPED, TENSOR_STATE
+from nfopt.optim.moments import DAMPED, SCALAR_STATE, SKIPPED, TENSOR_STATE, initial_state
 from nfopt.optim.rule import LearnedUpdateRule, common_work_dtype, work_dtype
 from nfopt.optim.rule_checkpoint import NOMINAL, read_rule
 from nfopt.optim.schedule import Schedule
@@ -275,12 +275,8 @@ class NFOptimizer(torch.optim.Optimizer):
         """Give the parameters without state the state before their first step."""
         work = common_work_dtype(param.dtype for param, _ in active.values())
         for param, _ in active.values():
-            state = self.state[param]
-            if not state:
-                for key in TENSOR_STATE:
-                    state[key] = torch.zeros_like(param, dtype=work, memory_format=torch.preserve_format)
-                for key in SCALAR_STATE:
-                    state[key] = torch.zeros((), dtype=work, device=param.device)
+            if not self.state[param]:
+                self.state[param].update(initial_state(param, work))
 
     def _is_inert(self) -> bool:
         """Whether this is a checkpointing library's first step, which only wants the state to exist."""

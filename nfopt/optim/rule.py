@@ -25,7 +25,7 @@ from nfopt.nn.tokens import TokenNetwork
 from nfopt.optim import directions, observations
 from nfopt.optim.controls import CONTROL_NAMES, Controls, bound
 from nfopt.optim.directions import MomentumRates, spread
-from nfopt.optim.moments import SCALAR_STATE, TENSOR_STATE, Moments, accumulate
+from nfopt.optim.moments import Moments, accumulate, initial_state
 from nfopt.optim.observations import ENTRY_FEATURES, TENSOR_FEATURES, Observed, Pooled, pool
 from nfopt.optim.schedule import linear_schedule
 from nfopt.symmetry import PermutationSpec
@@ -95,14 +95,12 @@ class LearnedUpdateRule:
 
     def init_state(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the state before the first step, a flat dictionary with keys "<tensor name>/<quantity>"."""
-        state: dict[str, Tensor] = {}
         work = common_work_dtype(params[n].dtype for n in self.names)
-        for name in self.names:
-            for key in TENSOR_STATE:
-                state[f"{name}/{key}"] = torch.zeros_like(params[name], dtype=work)
-            for key in SCALAR_STATE:
-                state[f"{name}/{key}"] = torch.zeros((), dtype=work, device=params[name].device)
-        return state
+        return {
+            f"{name}/{key}": value
+            for name in self.names
+            for key, value in initial_state(params[name], work).items()
+        }
 
     def __call__(
         self,
