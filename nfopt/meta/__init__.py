@@ -2,6 +2,7 @@
 
 from nfopt.meta.estimator import ES, PES, TruncatedBackprop
 from nfopt.meta.family import TaskFamily
+from nfopt.meta.mixture import TaskMixture
 from nfopt.meta.nets import Architecture
 from nfopt.meta.outer import OuterConfig
 from nfopt.meta.selection import Selection, longer_tasks
@@ -24,6 +25,7 @@ __all__ = [
     "Task",
     "TaskConfig",
     "TaskFamily",
+    "TaskMixture",
     "ThetaLayout",
     "TrainerConfig",
     "TruncatedBackprop",

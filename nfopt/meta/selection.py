@@ -1,12 +1,12 @@
 """Selection: how a theta does on a fixed set of longer, held-out trainings, against the nominal rule."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nfopt.meta.family import TaskFamily
+from nfopt.meta.mixture import TaskDistribution
 from nfopt.meta.seeds import derive_seed, generator
 from nfopt.meta.slot import RuleFactory
 from nfopt.meta.task import Task, TaskConfig
@@ -55,8 +55,9 @@ class Selection:
 
 
 def longer_tasks(
-    family: TaskFamily, count: int, seed: int, horizon_factor: int = 5
+    family: TaskDistribution, count: int, seed: int, horizon_factor: int = 5
 ) -> tuple[TaskConfig, ...]:
     """Draw `count` tasks of `family` from seeds of their own, with `horizon_factor` times their horizon."""
-    drawn = [family.sample(generator(seed, "selection task", index)) for index in range(count)]
-    return tuple(replace(config, horizon=config.horizon * horizon_factor) for config in drawn)
+    return tuple(
+        family.sample(generator(seed, "selection task", index), horizon_factor) for index in range(count)
+    )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nfopt.meta.estimator import Carry, Estimate, GradientEstimator
-from nfopt.meta.family import TaskFamily
+from nfopt.meta.mixture import TaskDistribution
 from nfopt.meta.seeds import derive_seed, generator
 from nfopt.meta.task import Task
 from nfopt.meta.theta import ThetaLayout
@@ -32,7 +32,7 @@ class SlotSettings:
         seed: the meta-training's seed.
     """
 
-    family: TaskFamily
+    family: TaskDistribution
     rules: RuleFactory
     layout: ThetaLayout
     estimator: GradientEstimator

@@ -1,6 +1,7 @@
 """Where tasks draw their images: nfopt's data sets at a small size, and a synthetic one."""
 
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 
@@ -9,12 +10,13 @@ from nfopt.errors import DataError, unknown_name
 from nfopt.meta.seeds import generator
 
 HELD_OUT = ("fashion_mnist", "cifar10")
-TEACHER = "teacher"
+# Training images of the synthetic sources; another 4,000 are for validation and test.
+TEACHERS = {"teacher": 8_000, "teacher_large": 50_000}
 
 
 def source_names() -> list[str]:
     """Return the names that `load_source` knows."""
-    return sorted([*DATA_SETS, TEACHER])
+    return sorted([*DATA_SETS, *TEACHERS])
 
 
 @lru_cache(maxsize=16)
@@ -27,16 +29,16 @@ def load_source(name: str, side: int) -> ImageData:
     """
     if name not in source_names():
         raise unknown_name("source", name, source_names(), where="a task")
-    return _teacher(side) if name == TEACHER else load_data(name, resize=side)
+    return _teacher(name, side) if name in TEACHERS else load_data(name, resize=side)
 
 
-def _teacher(side: int) -> ImageData:
+def _teacher(name: str, side: int) -> ImageData:
     """Return Gaussian images with a power-law spectrum, labelled by a random two-layer network: 10 classes.
 
     Needs no data set and has nothing in common with photographs, so it keeps the rule from fitting digits.
     """
-    draw = generator(TEACHER, side)
-    pixels, count = side * side, 12_000
+    draw = generator(name, side)
+    pixels, count = side * side, TEACHERS[name] + 4_000
     spectrum = torch.arange(1, pixels + 1).float().pow(-0.5)
     basis = torch.linalg.qr(torch.randn(pixels, pixels, generator=draw))[0]
     flat = (torch.randn(count, pixels, generator=draw) * spectrum) @ basis
@@ -45,8 +47,9 @@ def _teacher(side: int) -> ImageData:
     scores = hidden @ torch.randn(32, 10, generator=draw)
     labels = ((scores - scores.mean(0)) / scores.std(0)).argmax(1)
     whole = Split(flat.reshape(count, 1, side, side), labels)
-    train, val, test = (whole[torch.arange(a, b)] for a, b in ((0, 8000), (8000, 10_000), (10_000, count)))
-    return ImageData(TEACHER, train, val, test, classes=10)
+    cuts = (0, count - 4_000, count - 2_000, count)
+    train, val, test = (whole[torch.arange(a, b)] for a, b in pairwise(cuts))
+    return ImageData(name, train, val, test, classes=10)
 
 
 def require_trainable(name: str) -> str:

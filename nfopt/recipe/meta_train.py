@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator, model_validator
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from nfopt.checkpoints import digest_of, save_checkpoint
 from nfopt.errors import RecipeError
 from nfopt.meta.estimator import ES, PES, GradientEstimator, TruncatedBackprop
 from nfopt.meta.family import TaskFamily
+from nfopt.meta.mixture import TaskDistribution, TaskMixture
 from nfopt.meta.outer import OuterConfig
 from nfopt.meta.rules import LearnedRules
 from nfopt.meta.selection import Selection, longer_tasks
@@ -63,13 +64,27 @@ class SelectionOptions(Strict):
     family: Annotated[TaskFamily, record(TaskFamily)] | None = None
 
 
+class VariantOptions(Strict):
+    """A share of the tasks that come from another family: the recipe's with some settings changed."""
+
+    share: Fraction
+    family: Annotated[TaskFamily, record(TaskFamily)]
+
+
 class MetaTrainRecipe(Recipe):
-    """The keys of `kind: meta_train`; see the dataclasses of nfopt.meta for what the nested ones mean."""
+    """The keys of `kind: meta_train`; see the dataclasses of nfopt.meta for what the nested ones mean.
+
+    Each of `variants` takes its `share` of the tasks, and what its `family` does not say is as in the
+    recipe's `family`, from which the remaining tasks come. Half of the tasks with much data, seen once:
+
+        variants: {large: {share: 0.5, family: {train_images: [10000, 50000], most_epochs: 1}}}
+    """
 
     seed: Index = 0
     rule: Annotated[RuleConfig, record(RuleConfig)] = Field(default_factory=RuleConfig)
     start: str | None = None
     family: Annotated[TaskFamily, record(TaskFamily)] = Field(default_factory=TaskFamily)
+    variants: dict[str, VariantOptions] = Field(default={})
     objective: Annotated[Objective, record(Objective)] = Field(default_factory=Objective)
     estimator: EstimatorOptions = Field(default_factory=EstimatorOptions)
     slots: Count = 6
@@ -80,6 +95,45 @@ class MetaTrainRecipe(Recipe):
     selection: SelectionOptions = Field(default_factory=SelectionOptions)
     evaluation: EvaluationOptions | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _variants_begin_as_the_family(cls, values: Any) -> Any:
+        """Fill up each variant's family from the recipe's."""
+        variants = values.get("variants") if isinstance(values, dict) else None
+        base = values.get("family", {}) if isinstance(values, dict) else None
+        if not isinstance(variants, dict) or not isinstance(base, dict):
+            return values
+        # An unknown key of the base is a fault there, and not once more in every variant.
+        base = {key: value for key, value in base.items() if key in TaskFamily.__dataclass_fields__}
+        filled = {
+            name: variant | {"family": base | variant["family"]}
+            if isinstance(variant, dict) and isinstance(variant.get("family"), dict)
+            else variant
+            for name, variant in variants.items()
+        }
+        return values | {"variants": filled}
+
+    @field_validator("variants")
+    @classmethod
+    def _shares_leave_room(cls, variants: dict[str, VariantOptions]) -> dict[str, VariantOptions]:
+        total = sum(variant.share for variant in variants.values())
+        if total > 1 + 1e-9:
+            raise ValueError(f"the shares of all variants sum to {total:g}; they may reach 1 at most.")
+        return variants
+
+    def tasks(self) -> TaskDistribution:
+        """Return what the tasks are drawn from."""
+        if not self.variants:
+            return self.family
+        families = {name: variant.family for name, variant in self.variants.items()}
+        shares = {name: variant.share for name, variant in self.variants.items()}
+        left = max(0.0, 1 - sum(shares.values()))
+        return TaskMixture({"": self.family} | families, {"": left} | shares)
+
+    def families(self) -> list[TaskFamily]:
+        """Return every family that tasks may come from."""
+        return [self.family, *(variant.family for variant in self.variants.values())]
+
 
 def plan_meta_train(recipe: MetaTrainRecipe) -> list[str]:
     """Return what a run would do."""
@@ -88,6 +142,12 @@ def plan_meta_train(recipe: MetaTrainRecipe) -> list[str]:
         f"meta-train {recipe.outer.outer_steps} outer steps of {recipe.slots} tasks x {recipe.instances} "
         f"antithetic pairs ({recipe.estimator.kind}), each {low} to {high} inner steps, on "
         f"{', '.join(recipe.family.sources)}",
+        *(
+            f"{variant.share:.0%} of the tasks as {name}: {variant.family.train_images[0]} to "
+            f"{variant.family.train_images[1]} images of {', '.join(variant.family.sources)}, "
+            f"{variant.family.horizon[0]} to {variant.family.horizon[1]} inner steps"
+            for name, variant in recipe.variants.items()
+        ),
         f"every {recipe.selection.every} outer steps, try the average on {recipe.selection.tasks} trainings "
         f"{recipe.selection.horizon_factor} times as long",
         "write checkpoint.safetensors with the best average, or the nominal point if none was better",
@@ -105,7 +165,7 @@ def build_trainer(recipe: MetaTrainRecipe, context: RunContext) -> MetaTrainer:
     nominal, layout = rules.init_theta(recipe.seed)
     estimator = recipe.estimator.build()
     settings = SlotSettings(
-        family=recipe.family,
+        family=recipe.tasks(),
         rules=rules,
         layout=layout,
         estimator=estimator,
@@ -116,7 +176,7 @@ def build_trainer(recipe: MetaTrainRecipe, context: RunContext) -> MetaTrainer:
         seed=recipe.seed,
     )
     chosen = recipe.selection
-    tasks = longer_tasks(chosen.family or recipe.family, chosen.tasks, recipe.seed, chosen.horizon_factor)
+    tasks = longer_tasks(chosen.family or recipe.tasks(), chosen.tasks, recipe.seed, chosen.horizon_factor)
     return MetaTrainer(
         settings,
         TrainerConfig(recipe.outer, recipe.slots, recipe.checkpoint_every, chosen.every),
@@ -142,9 +202,8 @@ def _start(recipe: MetaTrainRecipe) -> dict[str, Tensor]:
 @job("meta_train", MetaTrainRecipe, plan=plan_meta_train)
 def run_meta_train(recipe: MetaTrainRecipe, context: RunContext) -> JobResult:
     """Meta-train the update rule on many small trainings and write its checkpoint."""
-    for name in recipe.family.sources:
-        for side in recipe.family.sides:
-            context.note_data(f"{name}-{side}", load_source(name, side).content_hash)
+    for name, side in sorted({(n, s) for f in recipe.families() for n in f.sources for s in f.sides}):
+        context.note_data(f"{name}-{side}", load_source(name, side).content_hash)
     summary = context.piece("meta-training", lambda: _train(recipe, context))
     theta = load_file(context.folder / "best.safetensors")
     results: dict[str, JsonValue] = {"summary": summary, "digest": digest_of(theta)}

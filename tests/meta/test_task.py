@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from nfopt.errors import DataError, NfoptError, UnknownNameError
 from nfopt.meta.family import TaskFamily
+from nfopt.meta.mixture import TaskMixture
 from nfopt.meta.nets import Architecture
 from nfopt.meta.seeds import derive_seed, generator
 from nfopt.meta.sources import load_source, require_trainable
@@ -206,11 +207,58 @@ def test_a_family_draws_every_kind_and_both_parametrisations() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"sources": ("digitz",)}, {"sources": ()}, {"widths": (7, 5)}, {"kinds": (("mpl", 1.0),)}]
+    "change",
+    [
+        {"sources": ("digitz",)},
+        {"sources": ()},
+        {"widths": (7, 5)},
+        {"kinds": (("mpl", 1.0),)},
+        {"source_weights": (1.0,)},
+        {"source_weights": (0.0, 0.0)},
+        {"most_epochs": 0.0},
+    ],
 )
 def test_impossible_families_are_refused(change: dict[str, tuple]) -> None:
     with pytest.raises(NfoptError):
         TaskFamily(**change)
+
+
+def test_tasks_with_an_epoch_limit_keep_to_it_and_use_more_data_before_they_are_cut_short() -> None:
+    free = TaskFamily(sources=("teacher",), train_images=(100, 200), horizon=(200, 600))
+    bound = replace(free, most_epochs=1.0)
+    for seed in range(40):
+        config, wide = bound.sample(generator(seed)), free.sample(generator(seed))
+        batches_per_epoch = config.train_images // config.batch_images
+        assert config.horizon <= batches_per_epoch
+        assert config.batch_images == wide.batch_images
+        cut = config.horizon < wide.horizon
+        assert not cut or config.train_images == 8000
+        longer = bound.sample(generator(seed), horizon_factor=2)
+        assert config.horizon <= longer.horizon <= longer.train_images // longer.batch_images
+
+
+def test_source_weights_decide_how_often_a_source_is_drawn() -> None:
+    weighted = TaskFamily(sources=("digits", "teacher"), source_weights=(0.0, 1.0))
+    assert {weighted.sample(generator(i)).source for i in range(20)} == {"teacher"}
+    plain = TaskFamily(sources=("digits", "teacher"))
+    assert {plain.sample(generator(i)).source for i in range(20)} == {"digits", "teacher"}
+
+
+def test_a_mixture_draws_its_families_by_their_shares() -> None:
+    small = TaskFamily(sources=("digits",), horizon=(7, 7))
+    families = {"small": small, "long": replace(small, horizon=(11, 11)), "never": replace(small, sides=(3,))}
+    mixture = TaskMixture(families, {"small": 3.0, "long": 1.0, "never": 0.0})
+    horizons = [mixture.sample(generator(i)).horizon for i in range(200)]
+    assert set(horizons) == {7, 11}
+    assert 0.6 < horizons.count(7) / 200 < 0.9
+    assert mixture.sample(generator(0), 5).horizon == 5 * horizons[0]
+
+
+@pytest.mark.parametrize("shares", [{"a": 1.0}, {"a": 1.0, "b": -1.0}, {"a": 0.0, "b": 0.0}])
+def test_impossible_mixtures_are_refused(shares: dict[str, float]) -> None:
+    family = TaskFamily(sources=("digits",))
+    with pytest.raises(NfoptError, match="share"):
+        TaskMixture({"a": family, "b": family}, shares)
 
 
 def test_seeds_tell_paths_apart() -> None:

@@ -1,6 +1,7 @@
 """Jobs `meta_train` and `evaluate_rule`: from a recipe to a checkpoint with its scores."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import yaml
 
 from nfopt.checkpoints import load_checkpoint
 from nfopt.errors import NfoptError, RecipeError
+from nfopt.meta.seeds import generator
 from nfopt.optim.rule_checkpoint import CHECKPOINT_KIND, read_rule
 from nfopt.recipe import load_recipe, recipe_faults, run_recipe
-from nfopt.recipe.meta_train import EstimatorOptions
+from nfopt.recipe.meta_train import EstimatorOptions, MetaTrainRecipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GRID = {"learning_rates": [0.004, 0.02], "weight_decays": [0.0], "momenta": [0.9], "cosine": [False]}
@@ -110,6 +112,9 @@ def test_an_evaluation_of_the_nominal_point_needs_no_checkpoint(tmp_path: Path) 
         ({"rule": {"rates": {"slwo": 0.9}}}, "Did you mean 'slow'"),
         ({"outer": {"outer_steps": 0}}, "must be positive"),
         ({"objective": {"every": 0}}, "every >= 1"),
+        ({"variants": {"x": {"share": 0.5, "family": {"widht": [5, 7]}}}}, "Did you mean 'widths'"),
+        ({"variants": {"x": {"share": 0.5, "family": {"sources": ["cifar10"]}}}}, "held out"),
+        ({"variants": {n: {"share": 0.7, "family": {}} for n in "ab"}}, "sum to 1.4"),
         ({"estimator": {"kind": "sgd"}}, "'es', 'pes' or 'backprop'"),
         ({"evaluation": EVALUATION | {"adamw": GRID | {"momenta": [0.8, 0.9]}}}, "equally large"),
         ({"evaluation": EVALUATION | {"tasks": {"t": TASK | {"horizn": 3}}}}, "Did you mean 'horizon'"),
@@ -119,6 +124,21 @@ def test_a_fault_anywhere_in_the_recipe_is_found(tmp_path: Path, change: dict, m
     faults = recipe_faults(written(tmp_path, TINY | change))
     assert len(faults) == 1
     assert message in str(faults[0])
+
+
+def test_a_variant_takes_its_share_of_the_tasks_and_is_otherwise_the_recipes_family(tmp_path: Path) -> None:
+    variants = {"long": {"share": 0.5, "family": {"horizon": [11, 13], "most_epochs": 3}}}
+    loaded = load_recipe(written(tmp_path, TINY, variants=variants))
+    assert isinstance(loaded.recipe, MetaTrainRecipe)
+    assert loaded.recipe.variants["long"].family == replace(
+        loaded.recipe.family, horizon=(11, 13), most_epochs=3.0
+    )
+    horizons = [loaded.recipe.tasks().sample(generator(i)).horizon for i in range(40)]
+    assert min(horizons) <= 9 < 11 <= max(horizons)
+    assert any("50% of the tasks as long" in line for line in loaded.plan())
+    again = tmp_path / "resolved.yaml"
+    again.write_text(loaded.resolved_yaml())
+    assert load_recipe(again).recipe == loaded.recipe
 
 
 def test_several_unknown_keys_of_one_part_are_all_reported(tmp_path: Path) -> None:
