@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -11,7 +10,10 @@ from torch import Tensor, nn
 
 from nfopt.checkpoints import Checkpoint, digest_of
 from nfopt.errors import OptimizerError
-from nfopt.optim.moments import DAMPED, SCALAR_STATE, SKIPPED, TENSOR_STATE, initial_state
+from nfopt.optim import guard
+from nfopt.optim.guard import GuardReport
+from nfopt.optim.moments import DAMPED, SCALAR_STATE, SKIPPED, STEP, TENSOR_STATE, initial_state
+from nfopt.optim.restore import RULE_DIGEST, STEPS_TAKEN, check_saved_state
 from nfopt.optim.rule import LearnedUpdateRule, common_work_dtype, work_dtype
 from nfopt.optim.rule_checkpoint import NOMINAL, read_rule
 from nfopt.optim.schedule import Schedule
@@ -19,22 +21,8 @@ from nfopt.optim.spec_source import NfoptWarning, SpecSource
 from nfopt.symmetry import PermutationSpec
 from nfopt.symmetry.skeleton import unwrap
 
-STEPS_TAKEN = "steps_taken"
-RULE_DIGEST = "rule_digest"
 READ_GUARD_EVERY = 100
-
-
-@dataclass(frozen=True)
-class GuardReport:
-    """What the guard did so far.
-
-    Attributes:
-        skipped: steps left out because a gradient was not finite.
-        damped: for each tensor, the steps in which an anomalous gradient shrank the learned part.
-    """
-
-    skipped: int
-    damped: Mapping[str, int]
+MOST_RULES = 16  # sets of tensors with a gradient whose rules are kept at hand
 
 
 class NFOptimizer(torch.optim.Optimizer):
@@ -55,10 +43,12 @@ class NFOptimizer(torch.optim.Optimizer):
             shows their shapes.
 
     All state is tensors in `state`, so that checkpoints of any host resume bit-exactly. A step with a
-    gradient that is not finite is skipped, counted (`guard_report`) and warned about.
+    gradient that is not finite is skipped and warned about; gradients far above their usual size are clipped
+    and turn the step of their tensor towards the nominal optimizer. `guard_report()` counts both.
 
     Raises:
-        OptimizerError: no parameters, an unusable dtype, `total_steps`, `lr` or `weight_decay` out of range.
+        OptimizerError: no parameters, none that the model has, an unusable dtype, `total_steps`, `lr` or
+            `weight_decay` out of range.
         CheckpointError: the checkpoint is damaged or of another version.
         TraceError: the model cannot be traced with `example_inputs`.
     """
@@ -99,10 +89,21 @@ class NFOptimizer(torch.optim.Optimizer):
             super().__init__(params, defaults)
         except (ValueError, TypeError) as error:
             raise OptimizerError(f"NFOptimizer cannot use these parameters: {error}") from error
+        names = self._source.names()
+        if names is not None and not any(id(p) in names for g in self.param_groups for p in g["params"]):
+            raise OptimizerError(
+                "none of the parameters are in the model. They are those of a copy of it, or flat partitions "
+                "(ZeRO, FSDP1), in which rows and columns are gone; use FSDP2 (fully_shard) or DDP."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return everything, so that a deep copy of model and optimizer goes on like the original."""
-        return dict(self.__dict__)
+        """Return what a copy needs to go on like the original.
+
+        As for any torch optimizer, hooks stay behind, and so does the `step` that a learning-rate scheduler
+        has put in place of ours, which would move the original.
+        """
+        kept = {k: v for k, v in self.__dict__.items() if k != "step" and not k.endswith("_hooks")}
+        return {**kept, "_rules": {}}
 
     @property
     def spec(self) -> PermutationSpec:
@@ -113,12 +114,19 @@ class NFOptimizer(torch.optim.Optimizer):
         """Add a group, as for any torch optimizer; its tensors join at the current progress.
 
         Raises:
-            OptimizerError: a parameter is complex, not floating, or a name occurs twice.
+            OptimizerError: a parameter is complex, not floating, or a name occurs twice; parameters come as a
+                set, which has no order; lr or weight decay is out of range.
         """
         params = param_group["params"]
+        if isinstance(params, set | frozenset):
+            raise OptimizerError("parameters come in an order, for their state to be saved; give a list.")
+        for key in ("lr", "weight_decay"):
+            if key in param_group:
+                _check_range(key, param_group[key])
         entries = [params] if isinstance(params, Tensor) else list(params)
         start = len(self._shapes)
-        named = [self._named(entry, start + i) for i, entry in enumerate(entries)]
+        names = self._source.names() or {}
+        named = [_named(entry, names, start + i) for i, entry in enumerate(entries)]
         shapes: dict[str, tuple[int, ...]] = {}
         for name, param in named:
             work_dtype(param.dtype)
@@ -128,15 +136,6 @@ class NFOptimizer(torch.optim.Optimizer):
         super().add_param_group({**param_group, "params": named})
         self._shapes.update(shapes)
         self.param_groups[-1][STEPS_TAKEN] = self.param_groups[0][STEPS_TAKEN]
-
-    def _named(self, entry: Any, position: int) -> tuple[str, Tensor]:
-        """Name a parameter as its model does, so that state and spec find each other by name."""
-        if isinstance(entry, tuple):
-            return entry
-        if not isinstance(entry, Tensor):
-            kind = type(entry).__name__
-            raise OptimizerError(f"a parameter is a tensor or a (name, tensor) pair, not {kind}.")
-        return self._source.name_of(entry) or f"parameter {position}", entry
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -184,70 +183,97 @@ class NFOptimizer(torch.optim.Optimizer):
         torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
             list(params.values()), [updates[n] for n in params]
         )
-        for name, param in params.items():
-            for key in TENSOR_STATE:
-                self.state[param][key] = new_state[f"{name}/{key}"]
-        # The scalars come as views of one vector; copied, each tensor keeps memory of its own.
-        scalars = [(self.state[p][k], new_state[f"{n}/{k}"]) for n, p in params.items() for k in SCALAR_STATE]
-        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-            [old for old, _ in scalars], [new for _, new in scalars]
-        )
+        self._keep(params, new_state, taken + 1)
         for group in self.param_groups:
             group[STEPS_TAKEN] = taken + 1
         self._say_when_skipped(taken, grads)
         return loss
 
+    def _keep(self, params: Mapping[str, Tensor], new: Mapping[str, Tensor], step: int) -> None:
+        """Keep the new state, and note which step it was where the guard intervened."""
+        states = {name: self.state[param] for name, param in params.items()}
+
+        def column(key: str, source: Mapping[str, Tensor] | None = None) -> Tensor:
+            return torch.stack(
+                [s[key] if source is None else source[f"{n}/{key}"] for n, s in states.items()]
+            )
+
+        hit = column(DAMPED, new) + column(SKIPPED, new) > column(DAMPED) + column(SKIPPED)
+        marks = guard.mark(column(guard.FIRST), column(guard.LAST), hit, step)
+        for name, state in states.items():
+            for key in TENSOR_STATE:
+                state[key] = new[f"{name}/{key}"]
+        # The scalars come as views of one vector; copied, each tensor keeps memory of its own.
+        old = [state[key] for state in states.values() for key in SCALAR_STATE]
+        values = [new[f"{name}/{key}"] for name in states for key in SCALAR_STATE]
+        for key, mark in zip((guard.FIRST, guard.LAST), marks, strict=True):
+            old += [state[key] for state in states.values()]
+            values += mark.unbind()
+        torch._foreach_copy_(old, values)  # pyright: ignore[reportPrivateImportUsage]
+        if len(states) < len(self.state):  # a step is skipped for all, those without a gradient included
+            skipped = next(iter(states.values()))[SKIPPED]
+            for state in self.state.values():
+                if state and state[SKIPPED] is not skipped:
+                    state[SKIPPED].copy_(skipped)
+
     def guard_report(self) -> GuardReport:
-        """Return what the guard did so far; this waits for the device."""
-        skipped, damped = 0, {}
+        """Return what the guard did so far; this waits for the device, which `step` never does for it."""
+        skipped, damped, shares, marks = 0, {}, {}, []
         for group in self.param_groups:
             for name, param in zip(group["param_names"], group["params"], strict=True):
                 if state := self.state.get(param):
-                    skipped = max(skipped, int(state[SKIPPED]))
+                    skipped = int(state[SKIPPED])
                     damped[name] = int(state[DAMPED])
-        return GuardReport(skipped, damped)
+                    shares[name] = damped[name] / max(int(state[STEP]), 1)
+                    marks += [int(state[key]) for key in (guard.FIRST, guard.LAST) if key in state]
+        marks = [mark for mark in marks if mark]
+        return GuardReport(
+            steps=self.param_groups[0][STEPS_TAKEN],
+            skipped=skipped,
+            damped=damped,
+            damped_share=shares,
+            first_step=min(marks, default=None),
+            last_step=max(marks, default=None),
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; unlike torch's default, state keeps its own dtype when parameters are half precision.
+        """Load a state; a state that is refused changes nothing.
+
+        Unlike torch's default, state keeps its own dtype when parameters are half precision, and parameters
+        keep the names that they have here.
 
         Raises:
             OptimizerError: the state belongs to another checkpoint of the rule, or to other parameters.
         """
-        groups = state_dict.get("param_groups", [])
-        mine = self.param_groups[0][RULE_DIGEST]
-        for group in groups:
-            theirs = group.get(RULE_DIGEST)
-            if theirs != mine:
-                raise OptimizerError(
-                    "the optimizer state was not written by NFOptimizer."
-                    if theirs is None
-                    else f"the optimizer state belongs to the rule {theirs[:12]}, this optimizer uses "
-                    f"{mine[:12]} ({self._checkpoint_name}). Build it with the checkpoint of the saved run."
-                )
+        if not isinstance(state_dict, dict):
+            raise OptimizerError(f"an optimizer state is a dictionary, not a {type(state_dict).__name__}.")
+        names = [group["param_names"] for group in self.param_groups]
+        saved: dict[str, Any] = {}
+
+        def check(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+            check_saved_state(given, self.param_groups, self._checkpoint_name)
+            saved.update(given)
+
+        def restore(_: torch.optim.Optimizer) -> None:
+            ids = chain.from_iterable(group["params"] for group in saved["param_groups"])
+            params = chain.from_iterable(group["params"] for group in self.param_groups)
+            for key, param in zip(ids, params, strict=True):
+                for name, value in saved["state"].get(key, {}).items():
+                    self.state[param][name] = value.detach().to(device=param.device, copy=True)
+            for group, own in zip(self.param_groups, names, strict=True):
+                group["param_names"] = own
+            self._skips_seen, self._pending_skips = self.guard_report().skipped, None
+
+        # After the user's hooks that may rewrite the state, and before those that read the outcome.
+        handles = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        )
         try:
             super().load_state_dict(state_dict)
-        except (ValueError, KeyError) as error:
-            raise OptimizerError(f"the optimizer state does not fit these parameters: {error}") from error
-        ids = chain.from_iterable(group["params"] for group in groups)
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, param in zip(ids, params, strict=True):
-            for name, value in state_dict["state"].get(key, {}).items():
-                self.state[param][name] = value.detach().to(device=param.device, copy=True)
-        self._check_state()
-
-    def _check_state(self) -> None:
-        for group in self.param_groups:
-            for name, param in zip(group["param_names"], group["params"], strict=True):
-                state = self.state.get(param)
-                if not state:
-                    continue
-                for key in TENSOR_STATE:
-                    if key not in state or state[key].shape != param.shape:
-                        found = tuple(state[key].shape) if key in state else "nothing"
-                        raise OptimizerError(
-                            f"the optimizer state does not fit: {key} of {name} is {found}, the parameter "
-                            f"{tuple(param.shape)}. Load the state of the same model."
-                        )
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _active(self) -> dict[str, tuple[Tensor, dict[str, Any]]]:
         """Parameters that have a gradient, with their groups, by name."""
@@ -272,11 +298,20 @@ class NFOptimizer(torch.optim.Optimizer):
         return active
 
     def _fill_state(self, active: Mapping[str, tuple[Tensor, dict[str, Any]]]) -> None:
-        """Give the parameters without state the state before their first step."""
+        """Give every parameter a state: a fresh one, or its own, to where and what the parameter is now."""
         work = common_work_dtype(param.dtype for param, _ in active.values())
+        skipped = next((state[SKIPPED] for state in self.state.values() if state), None)
         for param, _ in active.values():
-            if not self.state[param]:
-                self.state[param].update(initial_state(param, work))
+            state = self.state[param]
+            if not state:
+                state.update(initial_state(param, work))
+                if skipped is not None:
+                    state[SKIPPED].copy_(skipped)
+            elif state[STEP].dtype != work or state[STEP].device != param.device:
+                state.update({k: v.to(param.device, work) for k, v in state.items()})
+            for key in (guard.FIRST, guard.LAST):
+                if key not in state:
+                    state[key] = torch.zeros_like(state[STEP])
 
     def _is_inert(self) -> bool:
         """Whether this is a checkpointing library's first step, which only wants the state to exist."""
@@ -284,6 +319,8 @@ class NFOptimizer(torch.optim.Optimizer):
 
     def _rule(self, names: tuple[str, ...]) -> LearnedUpdateRule:
         if names not in self._rules:
+            if len(self._rules) == MOST_RULES:
+                del self._rules[next(iter(self._rules))]
             self._rules[names] = LearnedUpdateRule(self.spec, self._config, names)
         return self._rules[names]
 
@@ -327,15 +364,26 @@ class NFOptimizer(torch.optim.Optimizer):
         self._skips_seen = skips
 
 
+def _named(entry: Any, names: Mapping[int, str], position: int) -> tuple[str, Tensor]:
+    """Name a parameter as its model does, not as a wrapper of it does: the spec goes by these names."""
+    given, param = entry if isinstance(entry, tuple) else (f"parameter {position}", entry)
+    if not isinstance(param, Tensor):
+        kind = type(param).__name__
+        raise OptimizerError(f"a parameter is a tensor or a (name, tensor) pair, not {kind}.")
+    return names.get(id(param), given), param
+
+
 def _dense(grad: Tensor | None) -> Tensor:
     assert grad is not None
     return grad.to_dense() if grad.is_sparse else grad
 
 
-def _check_range(name: str, value: float) -> None:
-    if isinstance(value, Tensor):
-        value = float(value)
-    if not 0 <= value < float("inf"):
+def _check_range(name: str, value: Any) -> None:
+    try:
+        fits = 0 <= float(value) < float("inf")
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
         raise OptimizerError(f"{name} is {value!r}; it must be a finite number of at least 0.")
 
 

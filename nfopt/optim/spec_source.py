@@ -62,10 +62,14 @@ class SpecSource:
         elif self._model is not None:
             self._first = _FirstForward(self._model)
 
-    def name_of(self, param: Tensor) -> str | None:
-        """Return the qualified name of a parameter of the model, or None."""
-        named = () if self._model is None else self._model.named_parameters()
-        return next((name for name, candidate in named if candidate is param), None)
+    def names(self) -> dict[int, str] | None:
+        """Return the qualified name of each parameter of the model by `id`; None when there is no model.
+
+        Made afresh at every call, since hosts put other tensors in the place of a model's parameters.
+        """
+        if self._model is None:
+            return None
+        return {id(param): name for name, param in self._model.named_parameters()}
 
     def spec(self, shapes: Mapping[str, tuple[int, ...]]) -> PermutationSpec:
         """Return the spec that covers the named tensors, uncoupled where nothing better is known.
