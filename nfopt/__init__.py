@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nfopt.errors import NfoptError
     from nfopt.optim import NFOptimizer, NfoptWarning
+    from nfopt.optim.timm_registry import register_timm
     from nfopt.symmetry import PermutationSpec, trace_permutation_spec, verify
 
 __version__ = version("nfopt")
@@ -19,6 +20,7 @@ __all__ = [
     "NfoptWarning",
     "PermutationSpec",
     "__version__",
+    "register_timm",
     "trace_permutation_spec",
     "verify",
 ]
@@ -27,6 +29,7 @@ _HOMES = {
     "NFOptimizer": "nfopt.optim",
     "NfoptWarning": "nfopt.optim",
     "PermutationSpec": "nfopt.symmetry",
+    "register_timm": "nfopt.optim.timm_registry",
     "trace_permutation_spec": "nfopt.symmetry",
     "verify": "nfopt.symmetry",
 }
