@@ -12,6 +12,7 @@ from nfopt.meta.slot import RuleFactory
 from nfopt.meta.task import Task, TaskConfig
 from nfopt.meta.theta import ThetaLayout
 from nfopt.meta.unroll import Objective, TruncatedUnroll
+from nfopt.meta.workers import OneProcess, Workers
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,24 +35,26 @@ class Selection:
     instances: int
     seed: int
 
-    def losses(self, thetas: Sequence[Tensor]) -> Tensor:
+    def losses(self, thetas: Sequence[Tensor], workers: Workers | None = None) -> Tensor:
         """Train every task under each theta, side by side on the same batches.
 
         Args:
             thetas: vectors (meta-parameters,).
+            workers: the processes that share the tasks, all of which make this call.
 
         Returns:
             (thetas, tasks): meta-losses, averaged over instances.
         """
-        columns = []
-        for index, config in enumerate(self.tasks):
-            task = Task.make(config)
+        workers = workers or OneProcess()
+        losses = torch.zeros(len(thetas), len(self.tasks))
+        for index in range(workers.rank, len(self.tasks), workers.count):
+            task = Task.make(self.tasks[index])
             seeds = [derive_seed(self.seed, "selection", index, i) for i in range(self.instances)]
             unroll = TruncatedUnroll(task, self.rules(task), self.layout, seeds, self.objective)
             copies = torch.cat([theta.expand(self.instances, -1) for theta in thetas])
             ran = unroll.run(copies, unroll.start().repeated(len(thetas)), unroll.horizon)
-            columns.append(ran.losses.reshape(len(thetas), self.instances).mean(1))
-        return torch.stack(columns, 1)
+            losses[:, index] = ran.losses.reshape(len(thetas), self.instances).mean(1)
+        return workers.total(losses)
 
 
 def longer_tasks(

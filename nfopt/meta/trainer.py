@@ -113,6 +113,7 @@ class MetaTrainer:
         self._slots: dict[int, Slot] = {}
         self._best = nominal.clone()
         self._reference: Tensor | None = None
+        self._seconds, self._timed = 0.0, 0
 
     def run(self, *, stop_after: int | None = None) -> MetaTrained:
         """Meta-train from the last checkpoint in `folder`, or from the start, to the end.
@@ -134,10 +135,17 @@ class MetaTrainer:
             if self.workers.rank == 0:
                 with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
                     log.write(json.dumps(record) + "\n")
-            self.progress(Progress("meta-train", step, total, _note(record)))
+            self.progress(Progress("meta-train", step, total, f"{_note(record)}, {self._time_left(record)}"))
             if step % self.config.checkpoint_every == 0 or step == end:
                 self._save()
         return self._result()
+
+    def _time_left(self, record: Mapping[str, Any]) -> str:
+        """Return how long the rest may take, by the outer steps of this run so far."""
+        self._seconds += record["seconds"]
+        self._timed += 1
+        seconds = self._seconds / self._timed * (self.config.outer.outer_steps - self._ledger.step)
+        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
 
     def _outer_step(self) -> dict[str, Any]:
         started = time.perf_counter()
@@ -178,8 +186,8 @@ class MetaTrainer:
 
     def _select(self, selection: Selection) -> dict[str, Any]:
         if self._reference is None:
-            self._reference = selection.losses([self.settings.nominal])[0]
-        gains = selection.losses([self.outer.average])[0] - self._reference
+            self._reference = selection.losses([self.settings.nominal], self.workers)[0]
+        gains = selection.losses([self.outer.average], self.workers)[0] - self._reference
         gain = float(gains.mean())
         if gain < self._ledger.best_gain:
             self._ledger.best_gain, self._ledger.best_step = gain, self._ledger.step

@@ -1,5 +1,7 @@
 """Job `meta_train`: learn the update rule's weights and write them as a checkpoint."""
 
+import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,6 +13,7 @@ from nfopt.checkpoints import digest_of, save_checkpoint
 from nfopt.errors import RecipeError
 from nfopt.meta.estimator import ES, PES, GradientEstimator, TruncatedBackprop
 from nfopt.meta.family import TaskFamily
+from nfopt.meta.local_workers import local_workers
 from nfopt.meta.mixture import TaskDistribution, TaskMixture
 from nfopt.meta.outer import OuterConfig
 from nfopt.meta.rules import LearnedRules
@@ -20,8 +23,10 @@ from nfopt.meta.sources import load_source
 from nfopt.meta.store import save_theta
 from nfopt.meta.trainer import MetaTrainer, TrainerConfig
 from nfopt.meta.unroll import Objective
+from nfopt.meta.workers import Workers
 from nfopt.optim import RuleConfig
 from nfopt.optim.rule_checkpoint import read_rule, rule_checkpoint
+from nfopt.progress import ProgressCallback, silent
 from nfopt.recipe.heldout import (
     EvaluationOptions,
     card_scores,
@@ -78,9 +83,14 @@ class MetaTrainRecipe(Recipe):
     recipe's `family`, from which the remaining tasks come. Half of the tasks with much data, seen once:
 
         variants: {large: {share: 0.5, family: {train_images: [10000, 50000], most_epochs: 1}}}
+
+    The work is shared by `processes` of `threads` threads each, all on this machine; the numbers do not
+    depend on how many processes there are.
     """
 
     seed: Index = 0
+    processes: Count = 1
+    threads: Count = 1
     rule: Annotated[RuleConfig, record(RuleConfig)] = Field(default_factory=RuleConfig)
     start: str | None = None
     family: Annotated[TaskFamily, record(TaskFamily)] = Field(default_factory=TaskFamily)
@@ -150,13 +160,29 @@ def plan_meta_train(recipe: MetaTrainRecipe) -> list[str]:
         ),
         f"every {recipe.selection.every} outer steps, try the average on {recipe.selection.tasks} trainings "
         f"{recipe.selection.horizon_factor} times as long",
+        f"in {recipe.processes} process{'es' if recipe.processes > 1 else ''} of {recipe.threads} "
+        f"thread{'s' if recipe.threads > 1 else ''}",
         "write checkpoint.safetensors with the best average, or the nominal point if none was better",
         *(plan_evaluation(recipe.evaluation) if recipe.evaluation else ()),
     ]
 
 
-def build_trainer(recipe: MetaTrainRecipe, context: RunContext) -> MetaTrainer:
-    """Return the trainer that a recipe describes, with its files in the run's folder.
+def build_trainer(
+    recipe: MetaTrainRecipe,
+    folder: Path,
+    state: Path,
+    *,
+    workers: Workers | None = None,
+    progress: ProgressCallback = silent,
+) -> MetaTrainer:
+    """Return the trainer that a recipe describes.
+
+    Args:
+        recipe: the recipe.
+        folder: where the log and the best theta so far go.
+        state: where the checkpoints go.
+        workers: the processes that share the work; each builds a trainer of its own.
+        progress: told after every outer step.
 
     Raises:
         RecipeError: `start` is a checkpoint of another rule configuration.
@@ -180,11 +206,12 @@ def build_trainer(recipe: MetaTrainRecipe, context: RunContext) -> MetaTrainer:
     return MetaTrainer(
         settings,
         TrainerConfig(recipe.outer, recipe.slots, recipe.checkpoint_every, chosen.every),
-        context.folder,
-        state=context.state_file("meta-training"),
+        folder,
+        state=state,
         selection=Selection(tasks, rules, layout, recipe.objective, chosen.instances, recipe.seed),
         start=None if recipe.start is None else layout.flatten(_start(recipe)),
-        progress=context.progress,
+        workers=workers,
+        progress=progress,
     )
 
 
@@ -224,10 +251,20 @@ def run_meta_train(recipe: MetaTrainRecipe, context: RunContext) -> JobResult:
 
 
 def _train(recipe: MetaTrainRecipe, context: RunContext) -> JsonValue:
-    trained = build_trainer(recipe, context).run()
+    state = context.state_file("meta-training")
+    shared = (recipe.model_dump_json(), str(context.folder), str(state))
+    with local_workers(recipe.processes, _follow, shared, recipe.threads) as workers:
+        progress = context.progress
+        trained = build_trainer(recipe, context.folder, state, workers=workers, progress=progress).run()
     summary = {name: value for name, value in vars(trained).items() if name != "theta"}
     save_theta(context.folder, trained.theta, summary)
     return summary
+
+
+def _follow(workers: Workers, recipe: str, folder: str, state: str) -> None:
+    """Do the share of another process than the one that runs the recipe."""
+    read = MetaTrainRecipe.model_validate(json.loads(recipe))
+    build_trainer(read, Path(folder), Path(state), workers=workers).run()
 
 
 def _table(summary: dict[str, Any]) -> Table:

@@ -86,6 +86,17 @@ def test_a_run_killed_in_the_middle_and_resumed_ends_with_the_same_checkpoint(tm
     assert run_recipe(loaded["killed"], resume=True).was_complete
 
 
+def test_a_recipe_of_two_processes_gives_the_numbers_of_one(tmp_path: Path) -> None:
+    one, two = (
+        run_recipe(load_recipe(written(tmp_path, TINY, processes=n), [f"output={tmp_path / str(n)}"]))
+        for n in (1, 2)
+    )
+    assert one.result.results == two.result.results
+    logs = [(outcome.folder / "log.jsonl").read_text().splitlines() for outcome in (one, two)]
+    for line, other in zip(*logs, strict=True):
+        assert json.loads(line)["gradient_norm"] == json.loads(other)["gradient_norm"]
+
+
 def test_meta_training_starts_from_a_checkpoint_of_the_same_rule_only(tmp_path: Path) -> None:
     first = run_recipe(load_recipe(written(tmp_path, TINY), [f"output={tmp_path / 'first'}"]))
     start = str(first.folder / "checkpoint.safetensors")
