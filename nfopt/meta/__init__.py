@@ -4,13 +4,14 @@ from nfopt.meta.estimator import ES, PES, TruncatedBackprop
 from nfopt.meta.family import TaskFamily
 from nfopt.meta.mixture import TaskMixture
 from nfopt.meta.nets import Architecture
+from nfopt.meta.objective import Objective
 from nfopt.meta.outer import OuterConfig
 from nfopt.meta.selection import Selection, longer_tasks
 from nfopt.meta.slot import SlotSettings
 from nfopt.meta.task import Task, TaskConfig
 from nfopt.meta.theta import ThetaLayout
 from nfopt.meta.trainer import MetaTrained, MetaTrainer, TrainerConfig
-from nfopt.meta.unroll import Objective, TruncatedUnroll
+from nfopt.meta.unroll import TruncatedUnroll
 
 __all__ = [
     "ES",

@@ -12,11 +12,12 @@ from torch.func import vmap
 
 from nfopt.data import Split
 from nfopt.errors import NfoptError
+from nfopt.meta.objective import Objective
 from nfopt.meta.seeds import derive_seed
 from nfopt.meta.slot import RuleFactory
 from nfopt.meta.task import Task, TaskConfig, Tensors
 from nfopt.meta.theta import ThetaLayout
-from nfopt.meta.unroll import Objective, TruncatedUnroll
+from nfopt.meta.unroll import TruncatedUnroll
 
 Piece = Callable[[str, Callable[[], Any]], Any]
 PROBE_IMAGES = 2000

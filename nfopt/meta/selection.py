@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from nfopt.meta.mixture import TaskDistribution
+from nfopt.meta.objective import Objective
 from nfopt.meta.seeds import derive_seed, generator
 from nfopt.meta.slot import RuleFactory
 from nfopt.meta.task import Task, TaskConfig
 from nfopt.meta.theta import ThetaLayout
-from nfopt.meta.unroll import Objective, TruncatedUnroll
+from nfopt.meta.unroll import TruncatedUnroll
 from nfopt.meta.workers import OneProcess, Workers
 
 
@@ -26,6 +27,7 @@ class Selection:
         objective: the meta-loss, over whole trainings.
         instances: instances per task.
         seed: the seed of the instances.
+        device: where the trainings run.
     """
 
     tasks: tuple[TaskConfig, ...]
@@ -34,6 +36,7 @@ class Selection:
     objective: Objective
     instances: int
     seed: int
+    device: torch.device | str = "cpu"
 
     def losses(self, thetas: Sequence[Tensor], workers: Workers | None = None) -> Tensor:
         """Train every task under each theta, side by side on the same batches.
@@ -48,7 +51,7 @@ class Selection:
         workers = workers or OneProcess()
         losses = torch.zeros(len(thetas), len(self.tasks))
         for index in range(workers.rank, len(self.tasks), workers.count):
-            task = Task.make(self.tasks[index])
+            task = Task.make(self.tasks[index], device=self.device)
             seeds = [derive_seed(self.seed, "selection", index, i) for i in range(self.instances)]
             unroll = TruncatedUnroll(task, self.rules(task), self.layout, seeds, self.objective)
             copies = torch.cat([theta.expand(self.instances, -1) for theta in thetas])

@@ -1,17 +1,18 @@
 """A slot: one place in the outer batch, in which one inner training after another runs piece by piece."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nfopt.meta.estimator import Carry, Estimate, GradientEstimator
 from nfopt.meta.mixture import TaskDistribution
+from nfopt.meta.objective import Objective
 from nfopt.meta.seeds import derive_seed, generator
 from nfopt.meta.task import Task
 from nfopt.meta.theta import ThetaLayout
-from nfopt.meta.unroll import Objective, TruncatedUnroll, UpdateRule
+from nfopt.meta.unroll import TruncatedUnroll, UpdateRule
 
 RuleFactory = Callable[[Task], UpdateRule]
 
@@ -30,6 +31,7 @@ class SlotSettings:
         instances: instances (antithetic pairs) per task.
         reference_share: share of trainings beside which the nominal rule runs too, for the report.
         seed: the meta-training's seed.
+        device: where the inner trainings run; theta and the estimates stay on the CPU.
     """
 
     family: TaskDistribution
@@ -41,6 +43,7 @@ class SlotSettings:
     instances: int
     reference_share: float
     seed: int
+    device: torch.device | str = "cpu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +90,15 @@ class Slot:
     def _begin(self, episode: int, piece: int, step: int, tensors: Mapping[str, Tensor] | None) -> None:
         shared = self.settings
         self.episode, self.piece = episode, piece
-        self.task = Task.make(shared.family.sample(generator(*self._path("task"))))
+        self.task = Task.make(shared.family.sample(generator(*self._path("task"))), device=shared.device)
         self.unroll = self._unrolled(shared.instances)
         if tensors is None:
             self.carry = shared.estimator.begin(self.unroll, shared.nominal)
             self.reference = self._reference()
         else:
             carried = {name: value for name, value in tensors.items() if name != "reference"}
-            self.carry = Carry.from_tensors(carried, step)
+            carry = Carry.from_tensors(carried, step)
+            self.carry = replace(carry, state=carry.state.to(shared.device))
             self.reference = tensors["reference"]
 
     def _unrolled(self, instances: int) -> TruncatedUnroll:

@@ -1,5 +1,6 @@
 """Where tasks draw their images: nfopt's data sets at a small size, and a synthetic one."""
 
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -20,8 +21,8 @@ def source_names() -> list[str]:
 
 
 @lru_cache(maxsize=16)
-def load_source(name: str, side: int) -> ImageData:
-    """Return the source `name` with square images of `side` pixels, standardised.
+def load_source(name: str, side: int, device: torch.device | str = "cpu") -> ImageData:
+    """Return the source `name` with square images of `side` pixels, standardised, on `device`.
 
     Raises:
         UnknownNameError: no such source.
@@ -29,6 +30,10 @@ def load_source(name: str, side: int) -> ImageData:
     """
     if name not in source_names():
         raise unknown_name("source", name, source_names(), where="a task")
+    if torch.device(device).type != "cpu":
+        here = load_source(name, side)
+        there = {part: getattr(here, part).to(device) for part in ("train", "val", "test")}
+        return replace(here, **there)
     return _teacher(name, side) if name in TEACHERS else load_data(name, resize=side)
 
 

@@ -88,21 +88,25 @@ class Task:
         module: the network, whose own parameter values are never read.
         source: the data.
         dtype: floating type of parameters and images.
+        device: where instances, parameters and images lie; random draws are made on the CPU and moved there.
     """
 
     config: TaskConfig
     module: nn.Module
     source: ImageData
     dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
 
     @classmethod
-    def make(cls, config: TaskConfig, dtype: torch.dtype = torch.float32) -> "Task":
+    def make(
+        cls, config: TaskConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> "Task":
         """Build the task of `config`.
 
         Raises:
             DataError: the source is absent, has other image shapes or classes, or too few images.
         """
-        source = load_source(config.source, config.architecture.image[1])
+        source = load_source(config.source, config.architecture.image[1], device)
         config_shape, shape = config.architecture.image, source.in_shape
         if config_shape != shape or config.architecture.classes != source.classes:
             raise NfoptError(
@@ -114,7 +118,7 @@ class Task:
                 f"{config.source!r} has {len(source.train.labels)} training images; train_images="
                 f"{config.train_images} is too many."
             )
-        return cls(config, config.architecture.build(), source, dtype)
+        return cls(config, config.architecture.build(), source, dtype, device)
 
     def instances(self, seeds: Sequence[int]) -> Instances:
         """Draw the data subsets, labels and parametrisations of one instance per seed."""
@@ -128,26 +132,31 @@ class Task:
             flip = torch.rand(len(chosen), generator=draw) < config.label_noise
             noise = torch.randint(self.source.classes, (len(chosen),), generator=draw)
             index.append(chosen)
-            labels.append(torch.where(flip, noise, self.source.train.labels[chosen]))
+            labels.append(torch.where(flip, noise, self.source.train.labels[chosen].cpu()))
             validation.append(torch.randperm(len(pool), generator=draw)[: config.validation_images])
             for factors, factor in zip(divisor.values(), self._rescaling(seed), strict=True):
                 factors.append(factor)
         compensated = config.compensate and config.rescale > 1
         return Instances(
             tuple(seeds),
-            torch.stack(index),
-            torch.stack(labels),
-            torch.stack(validation),
-            {name: torch.stack(factors) for name, factors in divisor.items()} if compensated else {},
+            torch.stack(index).to(self.device),
+            torch.stack(labels).to(self.device),
+            torch.stack(validation).to(self.device),
+            {name: torch.stack(factors).to(self.device) for name, factors in divisor.items()}
+            if compensated
+            else {},
         )
 
     def initial_parameters(self, instances: Instances) -> Tensors:
         """Draw each instance's initialisation: tensors with a leading dimension of the instances."""
         draws = [torch.Generator().manual_seed(derive_seed(seed, "init")) for seed in instances.seeds]
-        params = initial_parameters(self.module, draws, self.dtype)
+        drawn = initial_parameters(self.module, draws, self.dtype)
+        params = {name: p.to(self.device) for name, p in drawn.items()}
         if self.config.rescale == 1:
             return params
-        factors = torch.stack([torch.stack(self._rescaling(seed)) for seed in instances.seeds])
+        factors = torch.stack([torch.stack(self._rescaling(seed)) for seed in instances.seeds]).to(
+            self.device
+        )
         return {
             name: p * factors[:, k].reshape(-1, *(1,) * (p.ndim - 1))
             for k, (name, p) in enumerate(params.items())
@@ -179,7 +188,7 @@ class Task:
                 epochs.append(order[: per_epoch * self.config.batch_images])
             orders.append(torch.cat(epochs).reshape(-1, self.config.batch_images))
         skipped = start - first * per_epoch
-        return torch.stack(orders, 1)[skipped : skipped + steps]
+        return torch.stack(orders, 1)[skipped : skipped + steps].to(self.device)
 
     def train_batch(self, instances: Instances, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return images (instances, batch, channels, height, width) and labels (instances, batch)."""
@@ -192,7 +201,9 @@ class Task:
         return self._images(self.source.val, index), self.source.val.labels[index]
 
     def _images(self, pool: Split, index: Tensor) -> Tensor:
-        return pool.images[index].to(self.dtype)
+        # A plain selection of rows is several times as fast as indexing by a matrix of indices.
+        picked = pool.images.index_select(0, index.flatten())
+        return picked.unflatten(0, index.shape).to(self.dtype)
 
     def logits(self, params: Mapping[str, Tensor], divisor: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Return the network's outputs (batch, classes) for one instance's parameters; works under vmap."""

@@ -1,8 +1,7 @@
 """TruncatedUnroll: inner training of many copies side by side, in pieces that add up to the meta-loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import log
 from typing import Protocol
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from nfopt.errors import NfoptError
+from nfopt.meta.objective import Objective
 from nfopt.meta.task import Task, Tensors
 from nfopt.meta.theta import ThetaLayout
 
@@ -50,55 +50,6 @@ class Vmapped:
         return self._call(theta, params, grads, state, progress)
 
 
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """The meta-loss: log validation loss, averaged over the training's evaluations.
-
-    An evaluation of loss v counts log((min(v, ceiling c) + floor) / c), c = log(classes) being the loss of a
-    guess: 0 is chance, and a difference of two rules on one task is the log of the ratio of their losses, the
-    same for easy and hard tasks. Measuring against another rule's curve at the same steps and batches only
-    subtracts a constant, which antithetic and backpropagated gradients do not see; so reports subtract the
-    nominal curve and gradients need not.
-
-    Attributes:
-        every: inner steps between evaluations; the last step is always evaluated.
-        final_share: weight of the last evaluation, in [0, 1]; the rest is spread evenly over all evaluations.
-        floor: added to the loss in nats, so that a solved task does not outweigh all others.
-        ceiling: multiple of c at which the loss is cut.
-        failure: what a copy with a non-finite loss counts on top of the ceiling; it also counts as failed.
-    """
-
-    every: int = 10
-    final_share: float = 0.5
-    floor: float = 0.02
-    ceiling: float = 4.0
-    failure: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.every < 1 or not 0 <= self.final_share <= 1 or self.floor <= 0 or self.ceiling <= 0:
-            raise NfoptError(
-                f"an objective needs every >= 1, final_share in [0, 1], floor and ceiling > 0, not {self}."
-            )
-
-    def evaluates(self, step: int, horizon: int) -> bool:
-        """Return whether the loss is taken once `step` inner steps are done."""
-        return step == horizon or step % self.every == 0
-
-    def weight(self, step: int, horizon: int) -> float:
-        """Return the weight of the evaluation at `step`; over a whole training they sum to 1."""
-        count = horizon // self.every + (horizon % self.every > 0)
-        return (1 - self.final_share) / count + self.final_share * (step == horizon)
-
-    def value(self, loss: Tensor, classes: int) -> Tensor:
-        """Return the meta-loss of losses in nats, elementwise; non-finite ones get the bounded penalty."""
-        chance = log(classes)
-        worst = log((self.ceiling * chance + self.floor) / chance) + self.failure
-        finite = torch.isfinite(loss)
-        safe = torch.where(finite, loss, torch.ones_like(loss))
-        value = torch.log((safe.clamp(max=self.ceiling * chance) + self.floor) / chance)
-        return torch.where(finite, value, torch.full_like(value, worst))
-
-
 @dataclass(frozen=True, eq=False)
 class InnerState:
     """Where inner training stands: copies along the leading dimension.
@@ -127,6 +78,14 @@ class InnerState:
             kind, key = name.split("/", 1)
             parts[kind][key] = value
         return cls(parts["params"], parts["rule"], step)
+
+    def to(self, device: torch.device | str) -> "InnerState":
+        """Return the state on `device`."""
+        return InnerState(
+            {name: value.to(device) for name, value in self.params.items()},
+            {name: value.to(device) for name, value in self.rule_state.items()},
+            self.step,
+        )
 
     def detached(self) -> "InnerState":
         """Return the state cut off from the autograd graph."""
@@ -184,7 +143,7 @@ class TruncatedUnroll:
         self.layout = layout
         self.objective = objective
         self.instances = task.instances(seeds)
-        self._validation = task.validation_batch(self.instances)
+        self.validation = task.validation_batch(self.instances)
 
     @property
     def horizon(self) -> int:
@@ -216,29 +175,27 @@ class TruncatedUnroll:
             NfoptError: `steps` does not fit the horizon or `theta` not the copies.
         """
         self._check(theta, state, steps)
+        device = self.task.device
         repeats = len(theta) // self.instance_count
-        named = self.layout.unflatten(theta)
-        positions = self.task.batch_positions(self.instances, state.step, steps)
+        named = self.layout.unflatten(theta.to(device))
         divisor = {name: value.repeat(repeats) for name, value in self.instances.divisor.items()}
-        images, labels = self._validation
-        validation = (torch.cat([images] * repeats), torch.cat([labels] * repeats))
-        losses = theta.new_zeros(len(theta), dtype=self.task.dtype)
-        failed = torch.zeros(len(theta), dtype=torch.bool, device=theta.device)
-        params, rule_state = state.params, state.rule_state
+        validation = _repeated(self.validation, repeats)
+        losses = torch.zeros(len(theta), dtype=self.task.dtype, device=device)
+        failed = torch.zeros(len(theta), dtype=torch.bool, device=device)
+        params, rule_state, done = state.params, state.rule_state, state.step
         curve: list[Tensor] = []
         with torch.set_grad_enabled(differentiable):
-            for offset in range(steps):
-                images, labels = self.task.train_batch(self.instances, positions[offset])
-                batch = (torch.cat([images] * repeats), torch.cat([labels] * repeats))
-                done = state.step + offset
-                grads = self._gradients(params, divisor, batch, differentiable)
-                progress = torch.tensor((done + 1) / self.horizon, dtype=self.task.dtype, device=theta.device)
+            for batch in self.batches(done, steps, repeats):
+                done += 1
+                grads = self.gradients(params, divisor, batch, differentiable)
+                # Filled where it is needed: a copy from the host would wait for the device in every step.
+                progress = torch.full((), done / self.horizon, dtype=self.task.dtype, device=device)
                 updates, rule_state = self.rule(named, params, grads, rule_state, progress)
                 params = {name: p + updates[name] for name, p in params.items()}
-                if self.objective.evaluates(done + 1, self.horizon):
+                if self.objective.evaluates(done, self.horizon):
                     loss = vmap(self.task.loss)(params, divisor, *validation)
                     value = self.objective.value(loss, self.task.source.classes)
-                    losses = losses + self.objective.weight(done + 1, self.horizon) * value
+                    losses = losses + self.objective.weight(done, self.horizon) * value
                     curve.append(loss.detach())
                     failed = failed | ~torch.isfinite(curve[-1])
         # A checkpoint stores contiguous tensors; strides decide the order of summation in a product, so the
@@ -246,15 +203,41 @@ class TruncatedUnroll:
         ended = InnerState(
             {name: p.contiguous() for name, p in params.items()},
             {name: s.contiguous() for name, s in rule_state.items()},
-            state.step + steps,
+            done,
         )
+        home = theta.device
+        losses, failed = losses.to(home), failed.to(home)
         return Unrolled(
-            losses, failed, ended, torch.stack(curve) if curve else losses.new_zeros(0, len(theta))
+            losses, failed, ended, torch.stack(curve).to(home) if curve else losses.new_zeros(0, len(theta))
         )
 
-    def _gradients(
-        self, params: Tensors, divisor: Tensors, batch: tuple[Tensor, Tensor], differentiable: bool
+    def batches(self, start: int, steps: int, repeats: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and labels of steps start + 1 ... start + steps, each with a leading copies dimension.
+
+        Args:
+            start: inner steps done.
+            steps: how many follow.
+            repeats: groups of copies that read the same batches.
+        """
+        positions = self.task.batch_positions(self.instances, start, steps)
+        for step in positions.unbind():
+            yield _repeated(self.task.train_batch(self.instances, step), repeats)
+
+    def gradients(
+        self,
+        params: Tensors,
+        divisor: Tensors,
+        batch: tuple[Tensor, Tensor],
+        differentiable: bool = False,
     ) -> Tensors:
+        """Return the gradient of every copy's loss on its batch, by parameter name.
+
+        Args:
+            params: (copies, ...) by name.
+            divisor: (copies,) by name, as in `Instances`.
+            batch: images and labels, as from `batches`.
+            differentiable: keep the graph.
+        """
         # Copies do not touch each other, so the gradient of their summed losses holds each copy's own; an
         # ordinary backward pass over the batched graph is cheaper than vmap(grad).
         with torch.enable_grad():
@@ -277,3 +260,8 @@ class TruncatedUnroll:
             raise NfoptError(
                 f"{steps} steps from step {state.step} do not fit the horizon of {self.horizon} steps."
             )
+
+
+def _repeated(pair: tuple[Tensor, Tensor], repeats: int) -> tuple[Tensor, Tensor]:
+    images, labels = pair
+    return torch.cat([images] * repeats), torch.cat([labels] * repeats)

@@ -15,6 +15,7 @@ from nfopt.meta.estimator import ES, PES, GradientEstimator, TruncatedBackprop
 from nfopt.meta.family import TaskFamily
 from nfopt.meta.local_workers import local_workers
 from nfopt.meta.mixture import TaskDistribution, TaskMixture
+from nfopt.meta.objective import Objective
 from nfopt.meta.outer import OuterConfig
 from nfopt.meta.rules import LearnedRules
 from nfopt.meta.selection import Selection, longer_tasks
@@ -22,7 +23,6 @@ from nfopt.meta.slot import SlotSettings
 from nfopt.meta.sources import load_source
 from nfopt.meta.store import save_theta
 from nfopt.meta.trainer import MetaTrainer, TrainerConfig
-from nfopt.meta.unroll import Objective
 from nfopt.meta.workers import Workers
 from nfopt.optim import RuleConfig
 from nfopt.optim.rule_checkpoint import read_rule, rule_checkpoint
@@ -85,12 +85,13 @@ class MetaTrainRecipe(Recipe):
         variants: {large: {share: 0.5, family: {train_images: [10000, 50000], most_epochs: 1}}}
 
     The work is shared by `processes` of `threads` threads each, all on this machine; the numbers do not
-    depend on how many processes there are.
+    depend on how many processes there are. With `device: cuda` the processes take the GPUs in turn.
     """
 
     seed: Index = 0
     processes: Count = 1
     threads: Count = 1
+    device: Literal["cpu", "cuda"] = "cpu"
     rule: Annotated[RuleConfig, record(RuleConfig)] = Field(default_factory=RuleConfig)
     start: str | None = None
     family: Annotated[TaskFamily, record(TaskFamily)] = Field(default_factory=TaskFamily)
@@ -185,11 +186,12 @@ def build_trainer(
         progress: told after every outer step.
 
     Raises:
-        RecipeError: `start` is a checkpoint of another rule configuration.
+        RecipeError: `start` is a checkpoint of another rule configuration, or there is no such device.
     """
     rules = LearnedRules(recipe.rule)
     nominal, layout = rules.init_theta(recipe.seed)
     estimator = recipe.estimator.build()
+    device = _device(recipe.device, 0 if workers is None else workers.rank)
     settings = SlotSettings(
         family=recipe.tasks(),
         rules=rules,
@@ -200,6 +202,7 @@ def build_trainer(
         instances=recipe.instances,
         reference_share=recipe.reference_share,
         seed=recipe.seed,
+        device=device,
     )
     chosen = recipe.selection
     tasks = longer_tasks(chosen.family or recipe.tasks(), chosen.tasks, recipe.seed, chosen.horizon_factor)
@@ -208,11 +211,20 @@ def build_trainer(
         TrainerConfig(recipe.outer, recipe.slots, recipe.checkpoint_every, chosen.every),
         folder,
         state=state,
-        selection=Selection(tasks, rules, layout, recipe.objective, chosen.instances, recipe.seed),
+        selection=Selection(tasks, rules, layout, recipe.objective, chosen.instances, recipe.seed, device),
         start=None if recipe.start is None else layout.flatten(_start(recipe)),
         workers=workers,
         progress=progress,
     )
+
+
+def _device(kind: str, rank: int) -> str:
+    if kind == "cpu":
+        return kind
+    count = torch.cuda.device_count()
+    if not count:
+        raise RecipeError("device: cuda needs an NVIDIA GPU that torch can use; this machine has none.")
+    return f"cuda:{rank % count}"
 
 
 def _start(recipe: MetaTrainRecipe) -> dict[str, Tensor]:

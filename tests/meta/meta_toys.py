@@ -8,11 +8,12 @@ from torch import Tensor
 
 from nfopt.meta.estimator import PES
 from nfopt.meta.family import TaskFamily
+from nfopt.meta.objective import Objective
 from nfopt.meta.outer import OuterConfig
 from nfopt.meta.slot import SlotSettings
 from nfopt.meta.theta import ThetaLayout
 from nfopt.meta.trainer import MetaTrainer, TrainerConfig
-from nfopt.meta.unroll import InnerState, Objective, Unrolled, Vmapped
+from nfopt.meta.unroll import InnerState, Unrolled, Vmapped
 from nfopt.meta.workers import Workers
 
 

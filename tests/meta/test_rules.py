@@ -6,10 +6,11 @@ import torch
 from nfopt.meta.estimator import TruncatedBackprop
 from nfopt.meta.family import TaskFamily
 from nfopt.meta.nets import Architecture
+from nfopt.meta.objective import Objective
 from nfopt.meta.rules import LearnedRules
 from nfopt.meta.selection import Selection, longer_tasks
 from nfopt.meta.task import Task, TaskConfig
-from nfopt.meta.unroll import Objective, TruncatedUnroll
+from nfopt.meta.unroll import TruncatedUnroll
 from nfopt.optim import RuleConfig
 
 RULES = LearnedRules(RuleConfig())

@@ -11,11 +11,12 @@ from meta_toys import MomentumRule, momentum_theta
 from nfopt.errors import CheckpointError, NfoptError
 from nfopt.meta.estimator import ES, PES, GradientEstimator, TruncatedBackprop
 from nfopt.meta.family import TaskFamily
+from nfopt.meta.objective import Objective
 from nfopt.meta.outer import OuterConfig
 from nfopt.meta.selection import Selection, longer_tasks
 from nfopt.meta.slot import SlotSettings
 from nfopt.meta.trainer import MetaTrained, MetaTrainer, TrainerConfig, half_cosine
-from nfopt.meta.unroll import Objective, Vmapped
+from nfopt.meta.unroll import Vmapped
 
 FAMILY = TaskFamily(
     sources=("digits",),

@@ -11,9 +11,10 @@ from meta_toys import MomentumRule, momentum_theta
 
 from nfopt.errors import NfoptError
 from nfopt.meta.nets import Architecture
+from nfopt.meta.objective import Objective
 from nfopt.meta.task import Task, TaskConfig
 from nfopt.meta.theta import ThetaLayout
-from nfopt.meta.unroll import Objective, TruncatedUnroll, Vmapped
+from nfopt.meta.unroll import TruncatedUnroll, Vmapped
 
 CONFIG = TaskConfig(
     Architecture("mlp", (5,), 10, (1, 8, 8)),
