@@ -44,7 +44,7 @@ class Counted(TorchDispatchMode):
 def parts(
     name: str, copies: int, device: torch.device
 ) -> tuple[dict[str, Callable[[], None]], dict[str, float], int]:
-    """Return the parts of inner training as functions, how often each runs per step, and a step's operations."""
+    """Return the parts of training as functions, how often each runs per step, and a step's operations."""
     rules = LearnedRules(RuleConfig())
     theta, layout = rules.init_theta(0)
     task = Task.make(TASKS[name], device=device)
