@@ -16,6 +16,7 @@ DAMP_FROM = 2.0  # nats above the usual gradient norm where the learned part beg
 DAMP_TO = 4.0  # nats where only the nominal optimizer is left (x55), and where gradients are clipped
 SETTLE_STEPS = 10  # steps before "usual" means anything
 TINY = 1e-37
+SILENT = -42.0  # log norms below are those of gradients that are exactly zero, and say nothing of the usual
 
 
 def log_norm(mean_square: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -28,14 +29,18 @@ def update_usual(
 ) -> Float[Tensor, "..."]:
     """Return the moving average of the log gradient norms, following outliers only as far as DAMP_FROM.
 
+    A gradient of exactly zero (a branch that is switched off, a layer behind one of zeros) does not enter,
+    and the first that is not zero sets the average.
+
     Args:
         usual: the average so far, per tensor; of no meaning at step 0.
         current: log norms of this step.
         step: steps taken before this one.
     """
-    bounded = torch.where(step > SETTLE_STEPS, torch.minimum(current, usual + DAMP_FROM), current)
+    bounded = torch.where(_known(usual, step), torch.minimum(current, usual + DAMP_FROM), current)
     weight = torch.maximum(1.0 / (step + 1.0), torch.full_like(step, 1.0 - MEMORY))
-    return usual + weight * (bounded - usual)
+    averaged = torch.where(usual > SILENT, usual + weight * (bounded - usual), current)
+    return torch.where((current > SILENT) | (step == 0), averaged, usual)
 
 
 def trust(
@@ -44,7 +49,7 @@ def trust(
     """Return how far the learned part is trusted, from 1 (an ordinary gradient) to 0 (DAMP_TO above it)."""
     excess = current - usual
     faded = (1.0 - (excess - DAMP_FROM) / (DAMP_TO - DAMP_FROM)).clamp(0.0, 1.0)
-    return torch.where(step > SETTLE_STEPS, faded, torch.ones_like(faded))
+    return torch.where(_known(usual, step), faded, torch.ones_like(faded))
 
 
 def clip_factor(
@@ -52,7 +57,12 @@ def clip_factor(
 ) -> Float[Tensor, "..."]:
     """Return the factor that brings gradients above DAMP_TO down to it, 1 for all others."""
     over = (current - usual - DAMP_TO).clamp(min=0.0)
-    return torch.where(step > SETTLE_STEPS, torch.exp(-over), torch.ones_like(over))
+    return torch.where(_known(usual, step), torch.exp(-over), torch.ones_like(over))
+
+
+def _known(usual: Float[Tensor, "..."], step: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    """Whether enough gradients were seen for one to be out of the ordinary."""
+    return (step > SETTLE_STEPS) & (usual > SILENT)
 
 
 def mark(

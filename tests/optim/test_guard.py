@@ -99,3 +99,33 @@ def test_the_report_survives_saving_and_loading() -> None:
     twin.load_state_dict(optimizer.state_dict())
     assert twin.guard_report() == optimizer.guard_report()
     assert twin.guard_report().damped["0.weight"] == 1
+
+
+def test_a_gradient_of_zero_says_nothing_of_the_usual_and_the_first_other_one_sets_it() -> None:
+    silent, loud = guard.log_norm(torch.zeros(1, dtype=torch.float64)), vector(-3.0)
+    usual = vector(0.0)
+    for step in range(50):
+        usual = guard.update_usual(usual, silent, vector(float(step)))
+        assert guard.trust(usual, loud, vector(float(step))) == 1
+        assert guard.clip_factor(usual, loud, vector(float(step))) == 1
+    usual = guard.update_usual(usual, loud, vector(50.0))
+    assert usual == loud
+    assert guard.update_usual(usual, silent, vector(51.0)) == loud
+    assert guard.trust(usual, loud + 5, vector(52.0)) == 0
+
+
+def test_a_layer_that_wakes_up_late_moves_at_once_like_the_others() -> None:
+    moved = {}
+    for silent_steps in (0, 50):
+        model = mlp()
+        optimizer = build(model, total_steps=None, checkpoint="nominal", example_inputs=torch.zeros(2, 5))
+        generator = torch.Generator().manual_seed(0)
+        for step in range(53):
+            for name, param in model.named_parameters():
+                param.grad = torch.randn(param.shape, generator=generator)
+                if name.startswith("2.") and step < silent_steps:
+                    param.grad.zero_()
+            before = model[2].weight.detach().clone()
+            optimizer.step()
+        moved[silent_steps] = float((model[2].weight.detach() - before).norm())
+    assert 0.5 < moved[50] / moved[0] < 2.0
