@@ -14,6 +14,7 @@ FIRST, LAST = "first_intervention", "last_intervention"
 MEMORY = 0.95
 DAMP_FROM = 2.0  # nats above the usual gradient norm where the learned part begins to fade (x7)
 DAMP_TO = 4.0  # nats where only the nominal optimizer is left (x55), and where gradients are clipped
+CLIP_AFTER = 3  # steps before a gradient can be told to be absurd
 SETTLE_STEPS = 10  # steps before "usual" means anything
 TINY = 1e-37
 SILENT = -42.0  # log norms below are those of gradients that are exactly zero, and say nothing of the usual
@@ -57,7 +58,7 @@ def clip_factor(
 ) -> Float[Tensor, "..."]:
     """Return the factor that brings gradients above DAMP_TO down to it, 1 for all others."""
     over = (current - usual - DAMP_TO).clamp(min=0.0)
-    return torch.where(_known(usual, step), torch.exp(-over), torch.ones_like(over))
+    return torch.where((step > CLIP_AFTER) & (usual > SILENT), torch.exp(-over), torch.ones_like(over))
 
 
 def _known(usual: Float[Tensor, "..."], step: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:

@@ -23,6 +23,12 @@ def test_the_first_steps_are_never_anomalous() -> None:
     assert guard.clip_factor(usual, current, step) == 1
 
 
+def test_from_the_fifth_step_on_an_absurd_gradient_is_clipped_but_the_rule_still_trusted() -> None:
+    usual, current, step = vector(0.0), vector(guard.DAMP_TO + 3.0), vector(float(guard.CLIP_AFTER + 1))
+    assert torch.allclose(guard.clip_factor(usual, current, step).log(), vector(-3.0))
+    assert guard.trust(usual, current, step) == 1
+
+
 def test_clipping_brings_a_gradient_down_to_the_bound() -> None:
     factor = guard.clip_factor(vector(0.0), vector(guard.DAMP_TO + 3.0), vector(100.0))
     assert torch.allclose(factor.log(), vector(-3.0))
