@@ -3,14 +3,10 @@
 It needs no loss and no synchronisation with the host: its decisions are tensors on the gradients' device.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-FIRST, LAST = "first_intervention", "last_intervention"
 MEMORY = 0.95
 DAMP_FROM = 2.0  # nats above the usual gradient norm where the learned part begins to fade (x7)
 DAMP_TO = 4.0  # nats where only the nominal optimizer is left (x55), and where gradients are clipped
@@ -64,57 +60,3 @@ def clip_factor(
 def _known(usual: Float[Tensor, "..."], step: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
     """Whether enough gradients were seen for one to be out of the ordinary."""
     return (step > SETTLE_STEPS) & (usual > SILENT)
-
-
-def mark(
-    first: Float[Tensor, " tensors"],
-    last: Float[Tensor, " tensors"],
-    hit: Bool[Tensor, " tensors"],
-    step: int,
-) -> tuple[Float[Tensor, " tensors"], Float[Tensor, " tensors"]]:
-    """Return the first and the last step of an intervention, after one more step.
-
-    Args:
-        first: number of the first such step per tensor, counted from 1; 0: there was none.
-        last: number of the last one.
-        hit: whether the guard intervened in this step.
-        step: number of this step, counted from 1.
-    """
-    now = torch.full_like(first, float(step))
-    return torch.where(hit & (first == 0), now, first), torch.where(hit, now, last)
-
-
-@dataclass(frozen=True)
-class GuardReport:
-    """What the guard did so far. `print` shows it in a line or two.
-
-    Attributes:
-        steps: optimizer steps so far, the skipped ones included.
-        skipped: steps left out because a gradient was not finite.
-        damped: for each tensor, the steps in which an anomalous gradient shrank the learned part.
-        damped_share: the same as a share in [0, 1] of the steps that the tensor took.
-        first_step: number of the first step, counted from 1, that was skipped or damped; None: none was.
-        last_step: number of the last one.
-    """
-
-    steps: int
-    skipped: int
-    damped: Mapping[str, int]
-    damped_share: Mapping[str, float]
-    first_step: int | None
-    last_step: int | None
-
-    def __str__(self) -> str:
-        """Say it in a line or two: totals, and the tensors that were damped most."""
-        if self.last_step is None:
-            return f"guard: no intervention in {self.steps} steps"
-        lines = [
-            f"guard: {self.skipped} of {self.steps} steps skipped; "
-            f"interventions from step {self.first_step} to {self.last_step}"
-        ]
-        most = sorted((n for n in self.damped if self.damped[n]), key=lambda n: -self.damped_share[n])
-        if most:
-            shown = ", ".join(f"{n} in {self.damped[n]} ({self.damped_share[n]:.1%})" for n in most[:5])
-            more = f", and {len(most) - 5} more tensors" if len(most) > 5 else ""
-            lines.append(f"learned part damped: {shown}{more}")
-        return "\n".join(lines)

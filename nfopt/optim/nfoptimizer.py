@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from nfopt.checkpoints import Checkpoint, digest_of
 from nfopt.errors import OptimizerError
-from nfopt.optim import guard
-from nfopt.optim.guard import GuardReport
-from nfopt.optim.moments import DAMPED, SCALAR_STATE, SKIPPED, STEP, TENSOR_STATE, initial_state
+from nfopt.optim.guard_report import FIRST, LAST, GuardReport, marks_after, read_report
+from nfopt.optim.moments import SCALAR_STATE, SKIPPED, STEP, TENSOR_STATE, initial_state
 from nfopt.optim.restore import RULE_DIGEST, STEPS_TAKEN, check_saved_state
 from nfopt.optim.rule import LearnedUpdateRule, common_work_dtype, work_dtype
 from nfopt.optim.rule_checkpoint import NOMINAL, read_rule
@@ -192,21 +191,14 @@ class NFOptimizer(torch.optim.Optimizer):
     def _keep(self, params: Mapping[str, Tensor], new: Mapping[str, Tensor], step: int) -> None:
         """Keep the new state, and note which step it was where the guard intervened."""
         states = {name: self.state[param] for name, param in params.items()}
-
-        def column(key: str, source: Mapping[str, Tensor] | None = None) -> Tensor:
-            return torch.stack(
-                [s[key] if source is None else source[f"{n}/{key}"] for n, s in states.items()]
-            )
-
-        hit = column(DAMPED, new) + column(SKIPPED, new) > column(DAMPED) + column(SKIPPED)
-        marks = guard.mark(column(guard.FIRST), column(guard.LAST), hit, step)
+        marks = marks_after(states, new, step)
         for name, state in states.items():
             for key in TENSOR_STATE:
                 state[key] = new[f"{name}/{key}"]
         # The scalars come as views of one vector; copied, each tensor keeps memory of its own.
         old = [state[key] for state in states.values() for key in SCALAR_STATE]
         values = [new[f"{name}/{key}"] for name in states for key in SCALAR_STATE]
-        for key, mark in zip((guard.FIRST, guard.LAST), marks, strict=True):
+        for key, mark in zip((FIRST, LAST), marks, strict=True):
             old += [state[key] for state in states.values()]
             values += mark.unbind()
         torch._foreach_copy_(old, values)  # pyright: ignore[reportPrivateImportUsage]
@@ -218,23 +210,13 @@ class NFOptimizer(torch.optim.Optimizer):
 
     def guard_report(self) -> GuardReport:
         """Return what the guard did so far; this waits for the device, which `step` never does for it."""
-        skipped, damped, shares, marks = 0, {}, {}, []
-        for group in self.param_groups:
-            for name, param in zip(group["param_names"], group["params"], strict=True):
-                if state := self.state.get(param):
-                    skipped = int(state[SKIPPED])
-                    damped[name] = int(state[DAMPED])
-                    shares[name] = damped[name] / max(int(state[STEP]), 1)
-                    marks += [int(state[key]) for key in (guard.FIRST, guard.LAST) if key in state]
-        marks = [mark for mark in marks if mark]
-        return GuardReport(
-            steps=self.param_groups[0][STEPS_TAKEN],
-            skipped=skipped,
-            damped=damped,
-            damped_share=shares,
-            first_step=min(marks, default=None),
-            last_step=max(marks, default=None),
-        )
+        named = [
+            (name, self.state[param])
+            for group in self.param_groups
+            for name, param in zip(group["param_names"], group["params"], strict=True)
+            if self.state.get(param)
+        ]
+        return read_report(named, self.param_groups[0][STEPS_TAKEN])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; a state that is refused changes nothing.
@@ -309,7 +291,7 @@ class NFOptimizer(torch.optim.Optimizer):
                     state[SKIPPED].copy_(skipped)
             elif state[STEP].dtype != work or state[STEP].device != param.device:
                 state.update({k: v.to(param.device, work) for k, v in state.items()})
-            for key in (guard.FIRST, guard.LAST):
+            for key in (FIRST, LAST):
                 if key not in state:
                     state[key] = torch.zeros_like(state[STEP])
 
