@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nfopt.errors import NfoptError, RecipeError
-from nfopt.progress import Progress
+from nfopt.progress import Progress, ProgressCallback, silent
 
 if TYPE_CHECKING:
     from nfopt.models import NamedModel
@@ -94,7 +94,9 @@ def run(
     """Run a recipe; the results go to its output folder, runs/<name of the recipe> by default."""
     with _errors_for_people():
         from nfopt.recipe import load_recipe, run_recipe
+        from nfopt.recipe.processes import is_first
 
+        _OUT.quiet = not is_first()  # of several processes one speaks
         loaded = load_recipe(recipe, overrides or [])
         if dry_run:
             _OUT.print(loaded.resolved_yaml(), markup=False, soft_wrap=True)
@@ -103,9 +105,11 @@ def run(
                 _OUT.print(f"  {line}", markup=False, soft_wrap=True)
             return
         try:
-            with _shown_progress() as progress:
+            with _shown_progress(is_first()) as progress:
                 outcome = run_recipe(loaded, resume=resume, progress=progress)
         except KeyboardInterrupt:
+            if not is_first():
+                raise typer.Exit(INTERRUPTED) from None
             command = shlex.join(["nfopt", "run", str(recipe), *(overrides or []), "--resume"])
             _ERR.print(
                 f"\nstopped; nothing that is finished is lost. Continue with\n  {command}",
@@ -269,7 +273,10 @@ def _rendered(result: "ResultTable") -> Table:
 
 
 @contextmanager
-def _shown_progress() -> Iterator["_Bars | _Lines"]:
+def _shown_progress(visible: bool = True) -> Iterator[ProgressCallback]:
+    if not visible:
+        yield silent
+        return
     if not _ERR.is_terminal:
         yield _Lines()
         return

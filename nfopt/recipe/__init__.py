@@ -1,6 +1,7 @@
 """Recipes: strict YAML files that drive every job."""
 
-from nfopt.recipe import compare, heldout, meta_train  # the jobs enter themselves
+# The jobs enter themselves.
+from nfopt.recipe import compare, heldout, meta_train, train_timm
 from nfopt.recipe.job import JOBS, Job, JobResult, Recipe, RunContext, Table, job
 from nfopt.recipe.run import LoadedRecipe, Outcome, load_recipe, recipe_faults, run_recipe
 from nfopt.recipe.source import Fault
@@ -22,4 +23,5 @@ __all__ = [
     "meta_train",
     "recipe_faults",
     "run_recipe",
+    "train_timm",
 ]

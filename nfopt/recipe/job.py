@@ -29,7 +29,7 @@ pictures are written into `context.folder` with `nfopt.atomic.replacing`; nothin
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field, JsonValue
 
@@ -47,6 +47,9 @@ class Recipe(Strict):
         output: folder for the results; without it `runs/<name of the recipe file>`, numbered if taken.
         provenance: versions, seeds and data hashes, written by nfopt into resolved.yaml; ignored when read.
     """
+
+    many_processes: ClassVar[bool] = False
+    """Whether processes that torchrun or accelerate has started share a run; else one alone may run it."""
 
     kind: str
     output: Path | None = None

@@ -18,7 +18,9 @@ from nfopt.atomic import write_json, write_text
 from nfopt.errors import RecipeError, unknown_name
 from nfopt.progress import ProgressCallback, silent
 from nfopt.recipe.folder import OutputFolder, folder_to_resume, new_folder
+from nfopt.recipe.inputs import device_of
 from nfopt.recipe.job import JOBS, Job, JobResult, Recipe, RunContext, Table
+from nfopt.recipe.processes import from_first, is_first, join, process_count
 from nfopt.recipe.source import Document, Fault, read_document
 from nfopt.recipe.strict import faults_of
 
@@ -111,8 +113,28 @@ def run_recipe(loaded: LoadedRecipe, *, resume: bool = False, progress: Progress
         The folder and the results. A complete run that is resumed returns its results without work.
 
     Raises:
-        RecipeError: the folder is taken, or holds a run of another recipe.
+        RecipeError: the folder is taken, or holds a run of another recipe, or several processes were started
+            for a job of one.
     """
+    recipe = loaded.recipe
+    if process_count() > 1 and not recipe.many_processes:
+        raise RecipeError(
+            f"kind: {recipe.kind} is run by one process, but {process_count()} were started. Run it without "
+            "torchrun or accelerate launch."
+        )
+    join(device_of(getattr(recipe, "device", "auto")))
+    folder, was_complete = from_first(lambda: _opened(loaded, resume))
+    result = loaded.job.run(recipe, RunContext(folder, progress))
+    if is_first():
+        if result.timing:
+            write_json(folder.path / "timing.json", dict(result.timing))
+        write_text(folder.path / "tables.md", "\n\n".join(markdown(table) for table in result.tables) + "\n")
+        folder.finish(result.results)
+    return Outcome(folder.path, result, was_complete)
+
+
+def _opened(loaded: LoadedRecipe, resume: bool) -> tuple[OutputFolder, bool]:
+    """Return the folder of a run, made or found again, and whether the run in it was complete."""
     recipe = loaded.recipe
     folder = folder_to_resume(recipe.output, loaded.name) if resume else None
     was_complete = folder is not None and folder.complete
@@ -127,14 +149,9 @@ def run_recipe(loaded: LoadedRecipe, *, resume: bool = False, progress: Progress
                 warnings.warn(
                     f"the run in {folder.path} was begun with other {' and '.join(differing)}: what is "
                     "computed from here on may differ from what an unbroken run would give.",
-                    stacklevel=2,
+                    stacklevel=4,
                 )
-    result = loaded.job.run(recipe, RunContext(folder, progress))
-    if result.timing:
-        write_json(folder.path / "timing.json", dict(result.timing))
-    write_text(folder.path / "tables.md", "\n\n".join(markdown(table) for table in result.tables) + "\n")
-    folder.finish(result.results)
-    return Outcome(folder.path, result, was_complete)
+    return folder, was_complete
 
 
 def _refuse_another_recipe(loaded: LoadedRecipe, folder: OutputFolder) -> None:
