@@ -68,13 +68,20 @@ class Estimate:
         gradients: (instances, meta-parameters), one estimate per instance; finite always.
         losses: (instances,), each instance's meta-loss over the piece, its copies averaged.
         failures: copies whose loss was not finite; they count the objective's penalty.
+        copies: copies in all.
         inner_steps: inner steps taken, summed over copies.
     """
 
     gradients: Tensor
     losses: Tensor
     failures: int
+    copies: int
     inner_steps: int
+
+    @property
+    def void(self) -> bool:
+        """Whether every copy failed, so that the estimate says nothing."""
+        return self.failures == self.copies
 
 
 class GradientEstimator(Protocol):
@@ -122,7 +129,9 @@ def _antithetic(theta: Tensor, noise: Tensor) -> Tensor:
 def _pair_estimate(direction: Tensor, unrolled: Unrolled, sigma: float, steps: int) -> Estimate:
     plus, minus = unrolled.losses.chunk(2)
     gradients = ((plus - minus) / (2 * sigma**2))[:, None] * direction
-    return Estimate(gradients, (plus + minus) / 2, int(unrolled.failed.sum()), steps * len(unrolled.losses))
+    copies = len(unrolled.losses)
+    failures = int(unrolled.failed.sum())
+    return Estimate(gradients, (plus + minus) / 2, failures, copies, steps * copies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +257,7 @@ class TruncatedBackprop:
             gradients * (self.max_norm / norm),
             unrolled.losses.detach(),
             int(failed.sum()),
+            len(failed),
             steps * len(failed),
         )
         last = unrolled.state.step == unroll.horizon

@@ -121,13 +121,13 @@ class Slot:
         return torch.cat(losses)
 
     def advance(self, theta: Tensor) -> SlotReport:
-        """Run the next piece at `theta`; at the horizon's end the next training takes the slot."""
+        """Run the next piece at `theta`; at its end, or when all copies fail, the next training begins."""
         draw = generator(*self._path("piece", self.piece))
         estimate, carry = self.settings.estimator.step(self.unroll, theta, self.carry, draw)
         gain = None
         if len(self.reference):
             gain = float(estimate.losses[0] - self.reference[self.piece])
-        if carry is None:
+        if carry is None or estimate.void:
             self._begin(self.episode + 1, 0, 0, None)
         else:
             self.carry = carry

@@ -152,18 +152,27 @@ class MetaTrainer:
         shared = self.settings
         length = len(shared.nominal)
         gradients = torch.zeros(self.config.slots, shared.instances, length, dtype=shared.nominal.dtype)
-        # Columns: mean loss, gain, whether there is a gain, failures, inner steps.
-        numbers = torch.zeros(self.config.slots, 5, dtype=torch.float64)
+        # Columns: mean loss, gain, whether there is a gain, failures, inner steps, whether all copies failed.
+        numbers = torch.zeros(self.config.slots, 6, dtype=torch.float64)
         for index, slot in self._slots.items():
             report = slot.advance(self.outer.theta)
             estimate = report.estimate
             gradients[index] = estimate.gradients
             gain = report.gain
             loss = float(estimate.losses.mean())
-            row = (loss, gain or 0.0, gain is not None, estimate.failures, estimate.inner_steps)
+            row = (
+                loss,
+                gain or 0.0,
+                gain is not None,
+                estimate.failures,
+                estimate.inner_steps,
+                estimate.void,
+            )
             numbers[index] = torch.tensor(row, dtype=torch.float64)
         gradients, numbers = self.workers.total(gradients), self.workers.total(numbers)
-        norm = self.outer.step(gradients.mean((0, 1)), self._ledger.step)
+        gradients = gradients[numbers[:, 5] == 0]
+        # With no gradient at all, theta stays: Adam would still move it.
+        norm = self.outer.step(gradients.mean((0, 1)), self._ledger.step) if len(gradients) else 0.0
         ledger = self._ledger
         ledger.step += 1
         ledger.failures += int(numbers[:, 3].sum())
@@ -178,6 +187,7 @@ class MetaTrainer:
             "half_cosine": half_cosine(gradients),
             "task_cosine": half_cosine(gradients.transpose(0, 1)),
             "failures": int(numbers[:, 3].sum()),
+            "skipped_slots": int(numbers[:, 5].sum()),
             "theta_norm": float((self.outer.theta - shared.nominal).norm()),
             "learning_rate": self.config.outer.rate(ledger.step - 1),
             "inner_steps_per_second": float(numbers[:, 4].sum()) / seconds,
@@ -273,9 +283,10 @@ def half_cosine(gradients: Tensor) -> float | None:
     With slots and instances exchanged it also holds the noise of drawing tasks.
 
     Args:
-        gradients: (slots, instances, meta-parameters); None is returned for fewer than two instances.
+        gradients: (slots, instances, meta-parameters); None is returned for fewer than two
+            instances, or no slot.
     """
-    if gradients.shape[1] < 2:
+    if gradients.shape[1] < 2 or not len(gradients):
         return None
     even, odd = gradients[:, ::2].mean((0, 1)), gradients[:, 1::2].mean((0, 1))
     return float(torch.nn.functional.cosine_similarity(even, odd, dim=0))

@@ -63,7 +63,7 @@ class Setting:
 
 
 def setting(tasks: int, horizon: int, point: str, objective: Objective) -> Setting:
-    """Draw the tasks; `point` is a checkpoint's name or file: at the nominal one hidden layers have no effect."""
+    """Draw the tasks; theta is the checkpoint `point`. At the nominal one, hidden layers have no effect."""
     config, weights, _ = read_rule(point)
     rules = LearnedRules(config)
     theta, layout = rules.init_theta(0)
@@ -179,8 +179,9 @@ def main() -> None:
         cost = steps * (factor if differentiated else 1)
         cells = scores(rows, truth, cost, options.budget)
         print(
-            f"| {name} | {cost:.0f} | {cells['right']:.2f} | {cells['signs']:.2f} | {cells['one']:.3f} | {cells['budget']:.2f} "
-            f"| {cells['agree']:.2f} | {100 * cells['error']:.0f} % |",
+            f"| {name} | {cost:.0f} | {cells['right']:.2f} | {cells['signs']:.2f} "
+            f"| {cells['one']:.3f} | {cells['budget']:.2f} | {cells['agree']:.2f} "
+            f"| {100 * cells['error']:.0f} % |",
             flush=True,
         )
 

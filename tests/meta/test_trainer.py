@@ -1,6 +1,7 @@
 """MetaTrainer: it learns, logs, selects, and resumes to the bit."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,6 +158,46 @@ def test_slots_split_over_processes_give_the_same_gradient(tmp_path: Path) -> No
     second.run()
     assert torch.equal(second.outer.theta, one.outer.theta)
     assert not torch.equal(first.outer.theta, one.outer.theta)
+
+
+class FailsOn(Vmapped):
+    """The momentum rule; if broken, the first step makes every parameter nan."""
+
+    def __init__(self, broken: bool) -> None:
+        super().__init__(MomentumRule())
+        self.broken = broken
+
+    def __call__(self, theta, params, grads, state, progress):
+        updates, state = super().__call__(theta, params, grads, state, progress)
+        return {n: u * (float("nan") if self.broken else 1.0) for n, u in updates.items()}, state
+
+
+def failing(folder: Path, broken: Callable[[int], bool], estimator: GradientEstimator) -> MetaTrainer:
+    made = trainer(folder, estimator, outer_steps=1)
+    made.selection = None
+    made.settings = replace(made.settings, rules=lambda task: FailsOn(broken(task.config.horizon)))
+    return made
+
+
+@pytest.mark.parametrize("estimator", [ES(), PES(truncation=5), TruncatedBackprop(5)])
+def test_a_task_all_of_whose_copies_fail_is_left_out_of_the_outer_step(
+    tmp_path: Path, estimator: GradientEstimator
+) -> None:
+    seen: list[int] = []
+    counting = failing(tmp_path / "counting", lambda horizon: bool(seen.append(horizon)), estimator)
+    counting.run()
+    one = seen[0]
+    some = failing(tmp_path / "some", lambda horizon: horizon == one, estimator)
+    some.run()
+    (record,) = log_without_times(tmp_path / "some")
+    assert 1 <= record["skipped_slots"] < 3
+    assert record["failures"] > 0
+    assert record["gradient_norm"] > 0
+    everything = failing(tmp_path / "all", lambda horizon: True, estimator)
+    everything.run()
+    (record,) = log_without_times(tmp_path / "all")
+    assert (record["skipped_slots"], record["gradient_norm"], record["half_cosine"]) == (3, 0.0, None)
+    assert torch.equal(everything.outer.theta, everything.settings.nominal)
 
 
 def test_the_cosine_of_halves_is_one_for_a_common_gradient_and_small_for_noise() -> None:
