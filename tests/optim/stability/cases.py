@@ -22,15 +22,13 @@ def spike_at(*steps: int, factor: float = 1e4):
     return lambda step: factor if step in steps else 1.0
 
 
-# Why a start with a huge gradient is not got over: the moments remember the largest gradient for ever.
-PEAK = "the gradients after the first batch are taken for those of a tensor that has arrived"
+# Why a lasting fall of the gradients is not got over: the moments remember the largest one for ever.
+PEAK = "gradients far below the largest so far are taken for those of a tensor that has arrived"
 FEW_IMAGES = Problem(train_images=100, batch_images=50, hidden=(16, 16))
 
 CASES = (
     Case("plain", steps=100, margin=0.1, fast=True),
-    # Lengths: the longest meta-training task had 400 steps.
-    Case("ten times the horizon", Problem(hidden=(16,)), steps=4000),
-    Case("ten times the horizon, no end given", Problem(hidden=(16,)), steps=4000, total_steps=False),
+    # Lengths.
     Case("no end given", total_steps=False),
     Case("long after the data are fitted", FEW_IMAGES, steps=1000),
     Case(
@@ -71,8 +69,10 @@ CASES = (
     Case("a loss that jumps to 1e6 of itself half-way", loss_factor=lambda s: 1.0 if s < 100 else 1e6),
     Case(
         "a loss that falls to 1e-6 of itself half-way",
+        Problem(seed=1),
         loss_factor=lambda s: 1.0 if s < 100 else 1e-6,
-        margin=0.15,
+        margin=0.1,
+        fails={"nominal": f"ends 0.2 to 0.3 above AdamW: {PEAK}"},
     ),
     Case("no loss in the first 50 steps", steps=250, loss_factor=lambda s: 0.0 if s < 50 else 1.0),
     Case("loss x 1e-6", steps=100, loss_factor=lambda _: 1e-6, margin=0.1, fast=True),
@@ -103,6 +103,9 @@ CASES = (
         margin=0.2,
     ),
     Case("BatchNorm, batch 8", Problem(model="cnn", hidden=(8, 16), batch_images=8), margin=0.1),
+    # Ten times the length of the longest meta-training tasks.
+    Case("ten times the horizon", Problem(hidden=(16,)), steps=4000),
+    Case("ten times the horizon, no end given", Problem(hidden=(16,)), steps=4000, total_steps=False),
 )
 
 # Images that meta-training never saw; they need NFOPT_DATA.
