@@ -1,6 +1,7 @@
 """Meta-training: how the learned update rule learns, on many small inner trainings side by side."""
 
-from nfopt.meta.estimator import ES, PES, TruncatedBackprop
+from nfopt.meta.backprop import TruncatedBackprop
+from nfopt.meta.estimator import ES, PES
 from nfopt.meta.family import TaskFamily
 from nfopt.meta.mixture import TaskMixture
 from nfopt.meta.nets import Architecture

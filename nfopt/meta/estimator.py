@@ -1,4 +1,4 @@
-"""Estimators of the meta-gradient, behind one interface: ES, PES and truncated backpropagation.
+"""Estimators of the meta-gradient behind one interface, and those by evolution strategies: ES and PES.
 
 Every estimator works on a carry (where each pair's inner training stands) and returns one gradient per pair
 of copies; their mean is the estimate, and the means of two halves are independent estimates of their own.
@@ -110,16 +110,22 @@ class GradientEstimator(Protocol):
         ...
 
 
-def _piece(truncation: int | None, unroll: Unroll, step: int) -> int:
+def piece_steps(truncation: int | None, unroll: Unroll, step: int) -> int:
+    """Return the inner steps of the piece that begins once `step` steps are done."""
     left = unroll.horizon - step
     return left if truncation is None else min(truncation, left)
+
+
+def check_truncation(truncation: int | None) -> None:
+    """Raise NfoptError unless `truncation` is None or at least 1."""
+    if truncation is not None and truncation < 1:
+        raise NfoptError(f"truncation counts inner steps and must be >= 1 or None, not {truncation}.")
 
 
 def _check(sigma: float, truncation: int | None) -> None:
     if not sigma > 0:
         raise NfoptError(f"sigma is the perturbations' standard deviation and must be > 0, not {sigma}.")
-    if truncation is not None and truncation < 1:
-        raise NfoptError(f"truncation counts inner steps and must be >= 1 or None, not {truncation}.")
+    check_truncation(truncation)
 
 
 def _antithetic(theta: Tensor, noise: Tensor) -> Tensor:
@@ -163,7 +169,7 @@ class ES:
         self, unroll: Unroll, theta: Tensor, carry: Carry, draw: torch.Generator
     ) -> tuple[Estimate, Carry | None]:
         """Return the estimate from the next piece and the carry after it (see `GradientEstimator`)."""
-        steps = _piece(self.truncation, unroll, carry.state.step)
+        steps = piece_steps(self.truncation, unroll, carry.state.step)
         count = unroll.instance_count
         noise = self.sigma * torch.randn(count, len(theta), generator=draw, dtype=theta.dtype)
         last = carry.state.step + steps == unroll.horizon
@@ -206,62 +212,13 @@ class PES:
     ) -> tuple[Estimate, Carry | None]:
         """Return the estimate from the next piece and the carry after it (see `GradientEstimator`)."""
         assert carry.perturbation is not None
-        steps = _piece(self.truncation, unroll, carry.state.step)
+        steps = piece_steps(self.truncation, unroll, carry.state.step)
         noise = self.sigma * torch.randn(carry.perturbation.shape, generator=draw, dtype=theta.dtype)
         accumulated = carry.perturbation + noise
         unrolled = unroll.run(_antithetic(theta, noise), carry.state, steps)
         estimate = _pair_estimate(accumulated, unrolled, self.sigma, steps)
         last = unrolled.state.step == unroll.horizon
         return estimate, None if last else Carry(unrolled.state, accumulated)
-
-
-@dataclass(frozen=True, slots=True)
-class TruncatedBackprop:
-    """Truncated backpropagation through time (Werbos 1990; for learned optimizers Andrychowicz et al. 2016).
-
-    g_k = d L_k / d theta through the piece's own steps, second derivatives included. No variance from
-    perturbations; biased towards short-term gains, as influence through earlier pieces is cut, and of
-    exploding variance over long pieces (Metz et al. 2019): use 20 to 50 steps and bounded outputs.
-    An instance whose loss or gradient is not finite gives no gradient and is counted as failed.
-
-    Attributes:
-        truncation: inner steps per piece, or None for the whole training.
-        max_norm: each instance's gradient is scaled down to this norm.
-    """
-
-    truncation: int | None = 50
-    max_norm: float = 10.0
-
-    def __post_init__(self) -> None:
-        _check(1.0, self.truncation)
-
-    def begin(self, unroll: Unroll, theta: Tensor) -> Carry:
-        """Return the carry at the start of a training."""
-        return Carry(unroll.start())
-
-    def step(
-        self, unroll: Unroll, theta: Tensor, carry: Carry, draw: torch.Generator
-    ) -> tuple[Estimate, Carry | None]:
-        """Return the estimate from the next piece and the carry after it (see `GradientEstimator`)."""
-        steps = _piece(self.truncation, unroll, carry.state.step)
-        copies = theta.detach().expand(unroll.instance_count, -1).clone().requires_grad_()
-        unrolled = unroll.run(copies, carry.state, steps, differentiable=True)
-        if unrolled.losses.requires_grad:
-            gradients = torch.autograd.grad(unrolled.losses.sum(), copies)[0]
-        else:  # a piece without an evaluation
-            gradients = torch.zeros_like(copies)
-        failed = unrolled.failed | ~torch.isfinite(gradients).all(1)
-        gradients = torch.where(failed[:, None], torch.zeros_like(gradients), gradients)
-        norm = gradients.norm(dim=1, keepdim=True).clamp(min=self.max_norm)
-        estimate = Estimate(
-            gradients * (self.max_norm / norm),
-            unrolled.losses.detach(),
-            int(failed.sum()),
-            len(failed),
-            steps * len(failed),
-        )
-        last = unrolled.state.step == unroll.horizon
-        return estimate, None if last else Carry(unrolled.state.detached())
 
 
 def _rows(state: InnerState, rows: slice) -> InnerState:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from nfopt.checkpoints import digest_of, save_checkpoint
 from nfopt.errors import RecipeError
-from nfopt.meta.estimator import ES, PES, GradientEstimator, TruncatedBackprop
+from nfopt.meta.backprop import TruncatedBackprop
+from nfopt.meta.estimator import ES, PES, GradientEstimator
 from nfopt.meta.family import TaskFamily
 from nfopt.meta.local_workers import local_workers
 from nfopt.meta.mixture import TaskDistribution, TaskMixture
@@ -42,13 +43,15 @@ from nfopt.recipe.strict import Count, Fraction, Index, Positive, Strict
 class EstimatorOptions(Strict):
     """The meta-gradient's estimator: `truncation` null is the whole training.
 
-    `sigma` is ES's and PES's; `max_norm`, the largest gradient of one instance, is backpropagation's.
+    `sigma` is ES's and PES's; `max_norm`, the largest gradient of one instance, and `segment`, the inner
+    steps whose graph is in memory at a time, are backpropagation's.
     """
 
     kind: Literal["es", "pes", "backprop"] = "backprop"
     truncation: Count | None = 50
     sigma: Positive = 0.01
     max_norm: Positive = 10.0
+    segment: Count | None = 25
 
     def build(self) -> GradientEstimator:
         """Return the estimator."""
@@ -56,7 +59,7 @@ class EstimatorOptions(Strict):
             return ES(self.sigma, self.truncation)
         if self.kind == "pes":
             return PES(self.sigma, self.truncation or 50)
-        return TruncatedBackprop(self.truncation, self.max_norm)
+        return TruncatedBackprop(self.truncation, self.max_norm, self.segment)
 
 
 class SelectionOptions(Strict):

@@ -7,7 +7,8 @@ import torch
 from meta_toys import DescentOnQuadratic
 
 from nfopt.errors import NfoptError
-from nfopt.meta.estimator import ES, PES, Carry, Estimate, GradientEstimator, TruncatedBackprop
+from nfopt.meta.backprop import TruncatedBackprop
+from nfopt.meta.estimator import ES, PES, Carry, Estimate, GradientEstimator
 from nfopt.meta.unroll import InnerState, Unrolled
 
 THETA = torch.tensor([0.1], dtype=torch.float64)
@@ -69,6 +70,17 @@ def test_backprop_over_the_whole_training_is_the_exact_gradient() -> None:
     problem = DescentOnQuadratic()
     gradients, _ = whole_training(TruncatedBackprop(truncation=None), problem)
     torch.testing.assert_close(gradients, torch.full_like(gradients, problem.full_gradient(0.1)))
+
+
+@pytest.mark.parametrize("segment", [1, 2, 4, 5, 9])
+@pytest.mark.parametrize("truncation", [None, 4])
+def test_backprop_in_segments_is_the_same_gradient(segment: int, truncation: int | None) -> None:
+    whole, expected = whole_training(TruncatedBackprop(truncation, 1e9), DescentOnQuadratic())
+    parts, found = whole_training(TruncatedBackprop(truncation, 1e9, segment), DescentOnQuadratic())
+    torch.testing.assert_close(parts, whole)
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one.losses, other.losses)
+        assert one.inner_steps == other.inner_steps
 
 
 def test_backprop_scales_a_long_gradient_to_its_largest_norm() -> None:
@@ -135,6 +147,11 @@ def test_backprop_counts_an_instance_without_a_finite_gradient() -> None:
     assert torch.isfinite(gradients).all()
     assert gradients[1] == 0
     assert (gradients[[0, 2, 3]] != 0).all()
+
+
+def test_segments_without_a_step_are_refused() -> None:
+    with pytest.raises(NfoptError, match="segment"):
+        TruncatedBackprop(segment=0)
 
 
 @pytest.mark.parametrize("bad", [{"sigma": 0.0}, {"sigma": -1.0}, {"truncation": 0}])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nfopt.meta.estimator import TruncatedBackprop
+from nfopt.meta.backprop import TruncatedBackprop
 from nfopt.meta.family import TaskFamily
 from nfopt.meta.nets import Architecture
 from nfopt.meta.objective import Objective
@@ -58,6 +58,30 @@ def test_backpropagation_through_the_learned_rule_is_its_derivative(architecture
     torch.testing.assert_close(
         estimate.gradients @ direction, (ahead - behind) / (2 * h), rtol=2e-3, atol=1e-7
     )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES[1:3], ids=str)
+def test_backprop_in_segments_gives_the_rules_whole_gradient(architecture: Architecture) -> None:
+    run, theta = unrolled(architecture)
+    theta = theta + 0.1 * torch.randn(
+        len(theta), generator=torch.Generator().manual_seed(0), dtype=theta.dtype
+    )
+    draw = torch.Generator()
+    found = []
+    for segment in (None, 4):
+        estimator = TruncatedBackprop(None, 1e9, segment)
+        estimate, carry = estimator.step(run, theta, estimator.begin(run, theta), draw)
+        assert carry is None
+        found.append(estimate)
+    assert found[0].gradients.abs().max() > 1e-3
+    torch.testing.assert_close(found[1].gradients, found[0].gradients, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found[1].losses, found[0].losses)
+    cut = TruncatedBackprop(4, 1e9)
+    first, carry = cut.step(run, theta, cut.begin(run, theta), draw)
+    assert carry is not None
+    second, _ = cut.step(run, theta, carry, draw)
+    biased = first.gradients + second.gradients
+    assert not torch.allclose(biased, found[0].gradients, rtol=1e-2)
 
 
 def test_the_nominal_theta_has_zero_tensors_and_one_layout_for_every_architecture() -> None:

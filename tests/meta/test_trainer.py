@@ -10,7 +10,8 @@ import torch
 from meta_toys import MomentumRule, momentum_theta
 
 from nfopt.errors import CheckpointError, NfoptError
-from nfopt.meta.estimator import ES, PES, GradientEstimator, TruncatedBackprop
+from nfopt.meta.backprop import TruncatedBackprop
+from nfopt.meta.estimator import ES, PES, GradientEstimator
 from nfopt.meta.family import TaskFamily
 from nfopt.meta.objective import Objective
 from nfopt.meta.outer import OuterConfig
