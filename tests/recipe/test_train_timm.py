@@ -89,6 +89,13 @@ def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
 
+def test_the_smoke_recipe_learns_the_digits(tmp_path: Path) -> None:
+    outcome = run_recipe(
+        load_recipe(ROOT / "recipes" / "train_timm_smoke.yaml", [f"output={tmp_path / 'o'}"])
+    )
+    assert results(outcome.folder)["test"]["best"]["test_accuracy"] > 0.9
+
+
 def test_a_run_leaves_results_weights_a_table_and_a_picture(recipe) -> None:
     outcome = run_recipe(recipe(SMALL, "epochs=12"))
     found = results(outcome.folder)
@@ -286,3 +293,21 @@ def test_an_error_in_the_first_process_ends_all_with_its_message(recipe, tmp_pat
     assert done.returncode != 0
     assert "exists already" in done.stderr
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_again_and_again_ends_with_the_same_numbers(recipe, tmp_path: Path) -> None:
+    expected = results(run_recipe(recipe(RICH, output="straight")).folder)
+    command = [sys.executable, "-m", "nfopt", "run", "small.yaml", "output=killed", "--resume"]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    for lines in (1, 2, 4):
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        for _ in range(lines):
+            process.stderr.readline()
+        process.kill()
+        process.communicate()
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "killed") == expected
