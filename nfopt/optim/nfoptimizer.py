@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
+from math import isfinite
 from typing import Any
 
 import torch
@@ -148,7 +149,7 @@ class NFOptimizer(torch.optim.Optimizer):
 
         Raises:
             OptimizerError: a parameter has another shape than when it was given (ZeRO's flat partitions), or
-                the parameters lie on several devices.
+                the parameters lie on several devices, or a group's lr or weight decay is not finite.
         """
         loss = None
         if closure is not None:
@@ -167,7 +168,7 @@ class NFOptimizer(torch.optim.Optimizer):
         self._say_when_past_end(taken)
         like = next(iter(self.state[next(iter(params.values()))].values()))
         factor = self.schedule.factor(taken)
-        scale = torch.tensor([float(g["lr"]) * factor for _, g in active.values()], dtype=like.dtype)
+        scale = torch.tensor([factor * lr for lr in self._option("lr", active)], dtype=like.dtype)
         keys = (*TENSOR_STATE, *SCALAR_STATE)
         state = {f"{n}/{k}": self.state[p][k] for n, p in params.items() for k in keys}
         updates, new_state = rule(
@@ -177,7 +178,7 @@ class NFOptimizer(torch.optim.Optimizer):
             state,
             torch.tensor(self.schedule.progress(taken), dtype=like.dtype, device=like.device),
             step_scale=scale.to(like.device),
-            weight_decay=[float(g["weight_decay"]) for _, g in active.values()],
+            weight_decay=self._option("weight_decay", active),
         )
         torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
             list(params.values()), [updates[n] for n in params]
@@ -294,6 +295,14 @@ class NFOptimizer(torch.optim.Optimizer):
             for key in (FIRST, LAST):
                 if key not in state:
                     state[key] = torch.zeros_like(state[STEP])
+
+    def _option(self, key: str, active: Mapping[str, tuple[Tensor, dict[str, Any]]]) -> list[float]:
+        """Return an option of the groups for each active parameter; groups may have been edited since."""
+        values = {id(group): float(group[key]) for group in self.param_groups}
+        for value in values.values():
+            if not isfinite(value):
+                raise OptimizerError(f"{key} of a parameter group is {value}; nothing was changed.")
+        return [values[id(group)] for _, group in active.values()]
 
     def _is_inert(self) -> bool:
         """Whether this is a checkpointing library's first step, which only wants the state to exist."""

@@ -76,6 +76,20 @@ def test_edits_of_a_groups_options_count_from_the_next_step() -> None:
     assert not torch.equal(weights(model)[2], before[2])
 
 
+@pytest.mark.parametrize("option", ["lr", "weight_decay"])
+def test_an_option_that_is_edited_to_nan_is_an_error_before_anything_moves(option: str) -> None:
+    model = mlp()
+    optimizer = build(model)
+    take_steps(model, optimizer, 1)
+    before, momentum = weights(model), optimizer.state[model[0].weight][SLOW].clone()
+    optimizer.param_groups[0][option] = float("nan")
+    with pytest.raises(OptimizerError, match=f"{option} of a parameter group is nan"):
+        take_steps(model, optimizer, 1)
+    assert same(weights(model), before)
+    assert torch.equal(optimizer.state[model[0].weight][SLOW], momentum)
+    assert optimizer.param_groups[0]["steps_taken"] == 1
+
+
 def test_layers_that_join_by_a_group_of_their_own_are_coupled_by_their_model() -> None:
     model = mlp()
     optimizer = build(list(model[4].parameters()), model=model)
