@@ -1,5 +1,6 @@
 """Several processes on one recipe, started by torchrun or accelerate: the first decides and writes."""
 
+import atexit
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -27,6 +28,12 @@ def join(device: torch.device) -> None:
     """Join the other processes, if there are any; a device of type "cpu" keeps them off the GPUs."""
     if process_count() > 1:
         PartialState(cpu=device.type == "cpu")
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def from_first(decide: Callable[[], T]) -> T:
