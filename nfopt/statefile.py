@@ -21,7 +21,8 @@ def save_state(path: Path, state: Any) -> None:
     Args:
         path: the file.
         state: dicts (keys: text or whole numbers), lists, tuples, tensors, numbers, text, booleans, None,
-            nested in any way. It comes back from `load_state` equal in values and in types.
+            nested in any way. It comes back from `load_state` equal in values and in types,
+            each tensor with its axes in the same order in memory.
 
     Raises:
         CheckpointError: something in the state is none of these.
@@ -46,6 +47,7 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> Any:
                     f"{path} has the format {metadata.get('format')!r}; this nfopt reads {FORMAT!r}. "
                     "It was written by another program or version."
                 )
+            # Cloned when used: a product's last digits depend on how memory is aligned, too.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return _decode(json.loads(metadata["tree"]), tensors)
     except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
@@ -56,9 +58,9 @@ def _encode(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
     """Return `value` as JSON, tensors set apart; each JSON list is [kind, content]."""
     match value:
         case Tensor():
-            name = str(len(tensors))
-            tensors[name] = value.detach().cpu().contiguous().clone()
-            return ["tensor", name]
+            name, order = str(len(tensors)), _memory_order(value)
+            tensors[name] = value.detach().cpu().permute(order).contiguous().clone()
+            return ["tensor", name] if order == sorted(order) else ["permuted", [name, order]]
         case dict():
             pairs = []
             for key, item in value.items():
@@ -78,13 +80,24 @@ def _encode(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
             )
 
 
+def _memory_order(value: Tensor) -> list[int]:
+    """Return the axes from the slowest to the fastest in memory.
+
+    A product's last digits depend on how its factors lie in memory, so a state must come back as it lay.
+    """
+    return sorted(range(value.ndim), key=lambda axis: -value.stride(axis))
+
+
 def _decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(tree, list):
         return tree
     kind, content = tree
     match kind:
         case "tensor":
-            return tensors[content]
+            return tensors[content].clone()
+        case "permuted":
+            name, order = content
+            return tensors[name].clone().permute([order.index(axis) for axis in range(len(order))])
         case "dict":
             return {key: _decode(item, tensors) for key, item in content}
         case "list":

@@ -34,6 +34,15 @@ def test_tensors_come_back_bit_for_bit(tmp_path, dtype):
     assert back[0].shape == ()
 
 
+@given(st.permutations(range(4)))
+def test_tensors_come_back_with_their_axes_in_memory_as_they_were(tmp_path_factory, order):
+    file = tmp_path_factory.getbasetemp() / "strides"
+    tensor = torch.randn(2, 3, 5, 7).permute(order)
+    save_state(file, tensor)
+    assert torch.equal(load_state(file), tensor)
+    assert load_state(file).stride() == tensor.stride()
+
+
 def test_the_state_of_an_optimizer_and_its_scheduler_comes_back(tmp_path):
     model = nn.Linear(3, 5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
