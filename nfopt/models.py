@@ -74,6 +74,53 @@ def cnn(in_shape: Shape, classes: int, *, channels: list[int] | tuple[int, ...] 
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(fan_in, classes))
 
 
+@MODELS.register("cifar-cnn")
+def cifar_cnn(in_shape: Shape, classes: int) -> nn.Module:
+    """3 x 3 convolutions to 32, 64 and 80 channels, all of stride 2; BatchNorm, ReLU; 67k parameters."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise((in_shape[0], 32, 64, 80)):
+        conv = nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, bias=False)
+        layers += [conv, nn.BatchNorm2d(fan_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(80, classes))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with BatchNorm beside a shortcut, which is a 1 x 1 one where shapes change."""
+
+    def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(fan_out),
+            nn.ReLU(),
+            nn.Conv2d(fan_out, fan_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(fan_out),
+        )
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1 and fan_in == fan_out
+            else nn.Sequential(
+                nn.Conv2d(fan_in, fan_out, 1, stride=stride, bias=False), nn.BatchNorm2d(fan_out)
+            )
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the block's output."""
+        return torch.relu(self.body(images) + self.shortcut(images))
+
+
+@MODELS.register("resnet20")
+def resnet20(in_shape: Shape, classes: int, *, width: int = 16) -> nn.Module:
+    """ResNet-20 for small images (He et al. 2016, section 4.2), 1 x 1 shortcuts; `width`, x2, x4 channels."""
+    stem = [nn.Conv2d(in_shape[0], width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    channels = [width] * 4 + [2 * width] * 3 + [4 * width] * 3
+    blocks = [
+        ResidualBlock(fan_in, fan_out, stride=1 if fan_in == fan_out else 2)
+        for fan_in, fan_out in pairwise(channels)
+    ]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes))
+
+
 def check_model_name(name: str) -> None:
     """Raise UnknownNameError, with the nearest names, unless `name` stands for a model."""
     if ":" in name:
