@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -44,12 +45,26 @@ class TrainingConfig:
             raise NfoptError(f"total_steps, batch_size and evaluate_every must be at least 1, not {self}.")
 
 
+def as_trained(model: nn.Module, images: Tensor) -> AbstractContextManager[None]:
+    """Leave the model as it is: most optimizers evaluate the weights that they train."""
+    return nullcontext()
+
+
 @dataclass(frozen=True, slots=True)
 class Optimization:
-    """An optimizer and, if it has none of its own, the schedule that is stepped after it."""
+    """An optimizer and, if it has none of its own, the schedule that is stepped after it.
+
+    Attributes:
+        optimizer: over the model's parameters.
+        scheduler: stepped after every step of the optimizer; None for none.
+        evaluating: given the model and the training images, a context within which the model is as it should
+            be evaluated, and after which it is, to the bit, as it was before. For optimizers that train one
+            point and answer with another, such as an average.
+    """
 
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler | None = None
+    evaluating: Callable[[nn.Module, Tensor], AbstractContextManager[None]] = as_trained
 
 
 @dataclass(frozen=True)
@@ -129,7 +144,8 @@ def train(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         while step < config.total_steps:
             if step % config.evaluate_every == 0 and step not in curve.steps[-1:]:
-                curve = _with_point(curve, step, model, splits)
+                with optimization.evaluating(model, splits["train"].images):
+                    curve = _with_point(curve, step, model, splits)
                 if curve.diverged_at is not None:
                     break
                 progress(Progress(task, step, config.total_steps, _note(curve)))
@@ -139,10 +155,8 @@ def train(
             _take_step(step, model, splits["train"], optimization, config)
             step += 1
         else:
-            curve = _with_point(curve, step, model, splits)
-    if curve.diverged_at is None:
-        scores = {name: evaluate(model, split.images, split.labels) for name, split in splits.items()}
-        curve = _finished(curve, step, scores)
+            with optimization.evaluating(model, splits["train"].images):
+                curve = _at_the_end(curve, step, model, splits)
     progress(Progress(task, config.total_steps, config.total_steps, _note(curve)))
     return curve
 
@@ -169,6 +183,14 @@ def _with_point(curve: Curve, step: int, model: nn.Module, splits: Mapping[str, 
     if not all(math.isfinite(loss) for loss in losses):
         return Curve(curve.steps, curve.train_loss, curve.val_loss, diverged_at=step)
     return Curve([*curve.steps, step], [*curve.train_loss, losses[0]], [*curve.val_loss, losses[1]])
+
+
+def _at_the_end(curve: Curve, step: int, model: nn.Module, splits: Mapping[str, Split]) -> Curve:
+    curve = _with_point(curve, step, model, splits)
+    if curve.diverged_at is not None:
+        return curve
+    scores = {name: evaluate(model, split.images, split.labels) for name, split in splits.items()}
+    return _finished(curve, step, scores)
 
 
 def _finished(curve: Curve, step: int, scores: Mapping[str, Scores]) -> Curve:

@@ -1,18 +1,13 @@
 """Job `compare`: one model and one data set, trained by several optimizers from equal starts."""
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import Annotated, Any
 
-from pydantic import Field, JsonValue, field_validator
-from torch.nn import functional
+from pydantic import Field, field_validator
 
-from nfopt.data import ImageData
 from nfopt.errors import unknown_name
 from nfopt.progress import Progress
 from nfopt.recipe.comparison import Comparison, Method
@@ -21,10 +16,9 @@ from nfopt.recipe.job import JobResult, Recipe, RunContext, job
 from nfopt.recipe.optimizers import OptimizerChoice, OptimizerOptions
 from nfopt.recipe.plots import Curves, plot_curves
 from nfopt.recipe.strict import Count, Index
-from nfopt.recipe.timing import interleaved_seconds
-from nfopt.training import Curve, TrainingConfig, train
-
-TIMED_ROUNDS, TIMED_REPEATS = 11, 5
+from nfopt.recipe.timing import step_seconds
+from nfopt.recipe.trial import Trial, loaded
+from nfopt.training import Curve, TrainingConfig
 
 
 class CompareRecipe(Recipe):
@@ -81,32 +75,35 @@ def plan_compare(recipe: CompareRecipe) -> list[str]:
     return lines
 
 
-def trainings(recipe: CompareRecipe) -> dict[str, tuple[OptimizerOptions, int]]:
-    """Return every training that differs from the others, by the name of its piece, as (options, seed)."""
-    return {
-        _piece_name(candidate, seed): (candidate, seed)
+def trainings(recipe: CompareRecipe) -> dict[str, Trial]:
+    """Return every training that differs from the others, by the name of its piece."""
+    trials = [
+        _trial(recipe, candidate, seed)
         for options in recipe.optimizers.values()
         for candidate in options.candidates()
         for seed in recipe.seeds
-    }
+    ]
+    return {trial.name: trial for trial in trials}
 
 
-def _piece_name(options: OptimizerOptions, seed: int) -> str:
-    text = json.dumps(options.model_dump(mode="json", exclude={"label", "tune"}), sort_keys=True)
-    return f"{options.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}-seed{seed}"
+def _trial(recipe: CompareRecipe, options: OptimizerOptions, seed: int) -> Trial:
+    config = TrainingConfig(recipe.total_steps, recipe.batch_size, recipe.evaluate_every, seed)
+    return Trial("", recipe.data, recipe.model, options, config, recipe.device)
 
 
 @job("compare", CompareRecipe, plan=plan_compare)
 def run_compare(recipe: CompareRecipe, context: RunContext) -> JobResult:
     """Train one model with several optimizers from equal starts and compare their losses."""
-    data = recipe.data.load()
+    for options in recipe.optimizers.values():
+        options.check_installed()
+    data = loaded(recipe.data)
     context.note_data(data.name, data.content_hash)
-    hashes = [options.weight_hashes() for options, _ in trainings(recipe).values()]
+    hashes = [trial.options.weight_hashes() for trial in trainings(recipe).values()]
     for name, content_hash in {key: value for found in hashes for key, value in found.items()}.items():
         context.note_data(name, content_hash)
-    curves = _train_all(recipe, data, context)
+    curves = _train_all(recipe, context)
     methods = [_choose(key, options, recipe, curves) for key, options in recipe.optimizers.items()]
-    seconds = context.piece("step-times", lambda: dict(_step_times(recipe, data, methods)))
+    seconds = context.piece("step-times", lambda: dict(_step_times(recipe, methods)))
     comparison = Comparison(
         title=f"{recipe.model.name} on {data.name}, {recipe.total_steps} steps of {recipe.batch_size}",
         methods=tuple(methods),
@@ -129,7 +126,7 @@ def run_compare(recipe: CompareRecipe, context: RunContext) -> JobResult:
     )
 
 
-def _train_all(recipe: CompareRecipe, data: ImageData, context: RunContext) -> dict[str, Curve]:
+def _train_all(recipe: CompareRecipe, context: RunContext) -> dict[str, Curve]:
     """Return the curve of every training by the name of its piece, reporting each and all of them."""
     everything = trainings(recipe)
     total = len(everything) * recipe.total_steps
@@ -144,37 +141,12 @@ def _train_all(recipe: CompareRecipe, data: ImageData, context: RunContext) -> d
         if progress.done < progress.total:
             report_all(progress.done)
 
-    for name, (options, seed) in everything.items():
+    for name, trial in everything.items():
         report_all(0)
-        compute = partial(_trained, recipe, data, replace(context, progress=report), name, options, seed)
+        compute = partial(trial.run, context.state_file(name), report)
         curves[name] = Curve(**context.piece(name, compute))
     report_all(0)
     return curves
-
-
-def _trained(
-    recipe: CompareRecipe,
-    data: ImageData,
-    context: RunContext,
-    name: str,
-    options: OptimizerOptions,
-    seed: int,
-) -> JsonValue:
-    device = device_of(recipe.device)
-    model = recipe.model.build(data, seed).to(device)
-    example = (data.train.images[:2].to(device),)
-    optimization = options.build(model, example, recipe.total_steps)
-    config = TrainingConfig(recipe.total_steps, recipe.batch_size, recipe.evaluate_every, seed)
-    task = f"{_short(options)}, seed {seed}"
-    state = context.state_file(name)
-    return asdict(
-        train(model, data, optimization, config, state_file=state, progress=context.progress, task=task)
-    )
-
-
-def _short(options: OptimizerOptions) -> str:
-    lr = getattr(options, "lr", None)
-    return options.name if lr is None or options.name == "nfopt" else f"{options.name} lr {lr:g}"
 
 
 def _choose(
@@ -183,7 +155,7 @@ def _choose(
     """Return the method with the candidate of the lowest mean final validation loss; the first of equals."""
     scored = []
     for candidate in options.candidates():
-        runs = tuple(curves[_piece_name(candidate, seed)] for seed in recipe.seeds)
+        runs = tuple(curves[_trial(recipe, candidate, seed).name] for seed in recipe.seeds)
         finals = [run.val_loss[-1] for run in runs if run.diverged_at is None]
         scored.append((candidate, fmean(finals) if len(finals) == len(runs) else None, runs))
     chosen, _, runs = min(scored, key=lambda entry: math.inf if entry[1] is None else entry[1])
@@ -192,25 +164,14 @@ def _choose(
     )
 
 
-def _step_times(recipe: CompareRecipe, data: ImageData, methods: Sequence[Method]) -> dict[str, float]:
+def _step_times(recipe: CompareRecipe, methods: Sequence[Method]) -> dict[str, float]:
     """Return each method's median seconds for forward, backward and optimizer step on one batch."""
-    device = device_of(recipe.device)
-    train_split = data.train.to(device)
-    images, labels = train_split.images[: recipe.batch_size], train_split.labels[: recipe.batch_size]
-
-    def stepper(method: Method) -> Callable[[], None]:
-        model = recipe.model.build(data, recipe.seeds[0]).to(device).train()
-        optimization = method.options.build(model, (images[:2],), recipe.total_steps)
-
-        def step() -> None:
-            optimization.optimizer.zero_grad()
-            functional.cross_entropy(model(images), labels).backward()
-            optimization.optimizer.step()
-
-        return step
-
-    steppers = {method.key: stepper(method) for method in methods}
-    # No more steps than the training has, which an optimizer with a schedule of its own would warn about.
-    repeats = max(min(TIMED_REPEATS, recipe.total_steps // (TIMED_ROUNDS + 1)), 1)
-    rounds = max(min(TIMED_ROUNDS, recipe.total_steps // repeats - 1), 1)
-    return interleaved_seconds(steppers, rounds=rounds, repeats=repeats, device=device)
+    data = loaded(recipe.data)
+    return step_seconds(
+        {method.key: method.options for method in methods},
+        lambda: recipe.model.build(data, recipe.seeds[0]),
+        data,
+        batch_size=recipe.batch_size,
+        total_steps=recipe.total_steps,
+        device=device_of(recipe.device),
+    )

@@ -97,9 +97,9 @@ class Comparison:
         runs = zip(self.seeds, self.steps_to_target(method), method.runs, strict=True)
         return {
             "label": method.label,
-            "chosen": _plain(method.options),
+            "chosen": plain(method.options),
             "candidates": [
-                {"options": _plain(options), "mean_final_val_loss": loss}
+                {"options": plain(options), "mean_final_val_loss": loss}
                 for options, loss in method.candidates
             ],
             "runs": [{"seed": seed, "steps_to_target": steps} | asdict(run) for seed, steps, run in runs],
@@ -124,48 +124,56 @@ class Comparison:
             return ("diverged", "", f"{diverged} of {len(method.runs)}", "", "")
         finals = [run.final for run in method.runs]
         return (
-            _steps_cell(self.steps_to_target(method)),
+            steps_cell(self.steps_to_target(method)),
             f"{fmean(final['train']['loss'] for final in finals):.3f}",
-            _spread([final["val"]["loss"] for final in finals], ".3f"),
-            _spread([final["test"]["loss"] for final in finals], ".3f"),
-            _spread([100 * final["test"]["accuracy"] for final in finals], ".1f"),
+            spread([final["val"]["loss"] for final in finals], ".3f"),
+            spread([final["test"]["loss"] for final in finals], ".3f"),
+            spread([100 * final["test"]["accuracy"] for final in finals], ".1f"),
         )
 
     def _notes(self) -> tuple[str, ...]:
         count, reference = len(self.seeds), self._reference.label
-        spread = f"mean ± standard deviation over {count} seeds" if count > 1 else "one seed"
+        shown = f"mean ± standard deviation over {count} seeds" if count > 1 else "one seed"
         notes = [
-            f"Losses in nats at the end: {spread}. Each seed gives all methods the same start and batches.",
+            f"Losses in nats at the end: {shown}. Each seed gives all methods the same start and batches.",
             f"Target: the final validation loss of {reference!r}, seed by seed; "
             f"looked at every {self.evaluate_every} steps.",
             f"Step time: forward, backward and update, over that of {reference!r}, in turns.",
         ]
         for method in self.methods:
             if method.tuned:
+                beyond = ", ".join(edges(method))
+                at_edge = f" It is at the edge of the {beyond} tried: try more." if beyond else ""
                 chosen = ", ".join(f"{name} {getattr(method.options, name)}" for name in method.tuned)
                 notes.append(
                     f"{method.label!r} has {chosen}, the best of {len(method.candidates)} by the very "
-                    f"validation loss in the table.{_edges(method)}"
+                    f"validation loss in the table.{at_edge}"
                 )
         return tuple(notes)
 
 
-def _edges(method: Method) -> str:
-    """Warn when a tuned number is the smallest or largest that was tried: a better one may lie beyond."""
-    at_edge = []
+def edges(method: Method) -> list[str]:
+    """Return the tuned options whose chosen number is the smallest or largest tried: a better may lie beyond.
+
+    Zero is no such edge where it is the smallest, for nothing lies below it.
+    """
+    found = []
     for name in method.tuned:
         tried = {getattr(options, name) for options, _ in method.candidates}
-        numbers = sorted(value for value in tried if isinstance(value, int | float))
-        if len(numbers) > 1 and getattr(method.options, name) in (numbers[0], numbers[-1]):
-            at_edge.append(name)
-    return f" It is at the edge of the {', '.join(at_edge)} tried: try more." if at_edge else ""
+        numbers = [value for value in tried if isinstance(value, int | float) and not isinstance(value, bool)]
+        chosen = getattr(method.options, name)
+        if len(numbers) > 1 and (chosen == max(numbers) or (chosen == min(numbers) and chosen != 0)):
+            found.append(name)
+    return found
 
 
-def _plain(options: OptimizerOptions) -> dict[str, Any]:
+def plain(options: OptimizerOptions) -> dict[str, Any]:
+    """Return the options as JSON values."""
     return options.model_dump(mode="json", exclude={"label", "tune"})
 
 
-def _steps_cell(steps: Sequence[int | None]) -> str:
+def steps_cell(steps: Sequence[int | None]) -> str:
+    """Return the mean over the seeds that reached the target, and how many did unless all."""
     reached = [step for step in steps if step is not None]
     if not reached:
         return "never"
@@ -173,6 +181,6 @@ def _steps_cell(steps: Sequence[int | None]) -> str:
     return mean if len(reached) == len(steps) else f"{mean} ({len(reached)}/{len(steps)})"
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def spread(values: Sequence[float], form: str) -> str:
     """Return mean and standard deviation; one value alone has no deviation to show."""
     return f"{fmean(values):{form}}" + (f"±{stdev(values):{form}}" if len(values) > 1 else "")

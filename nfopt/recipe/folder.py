@@ -61,13 +61,22 @@ class OutputFolder:
 
     def piece(self, name: str, compute: Callable[[], JsonValue]) -> Any:
         """Return the kept result of a piece, computing and keeping it if need be."""
-        file = self.path / "pieces" / f"{_file_name(name)}.json"
+        if not self._piece_file(name).is_file():
+            write_json(self._piece_file(name), compute())
+        return self.kept(name)
+
+    def kept(self, name: str) -> Any:
+        """Return the kept result of a piece; None if it is not there."""
+        file = self._piece_file(name)
         if not file.is_file():
-            write_json(file, compute())
+            return None
         try:
             return json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RecipeError(f"{file} is damaged: {error}. Delete it, and it is computed again.") from error
+
+    def _piece_file(self, name: str) -> Path:
+        return self.path / "pieces" / f"{_file_name(name)}.json"
 
     def state_file(self, name: str) -> Path:
         """Return the path for the state of an unfinished piece."""

@@ -46,7 +46,11 @@ class Recipe(Strict):
         kind: the job's name.
         output: folder for the results; without it `runs/<name of the recipe file>`, numbered if taken.
         provenance: versions, seeds and data hashes, written by nfopt into resolved.yaml; ignored when read.
+
+    A run can be resumed with other values of the keys in `not_the_experiment`, for no result depends on them.
     """
+
+    not_the_experiment: ClassVar[frozenset[str]] = frozenset({"output", "provenance"})
 
     many_processes: ClassVar[bool] = False
     """Whether processes that torchrun or accelerate has started share a run; else one alone may run it."""
@@ -108,6 +112,10 @@ class RunContext:
         The name must determine the result (put the seed and a digest of the options in it).
         """
         return self.output.piece(name, compute)
+
+    def kept(self, name: str) -> Any:
+        """Return the kept result of the piece `name`; None if it is not there yet."""
+        return self.output.kept(name)
 
     def state_file(self, name: str) -> Path:
         """Return the path for the state of an unfinished piece; it vanishes when the run is complete."""

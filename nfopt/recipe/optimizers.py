@@ -1,8 +1,11 @@
 """Optimizers that a recipe can name: options with their schedule, and how each is built."""
 
+import hashlib
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -12,6 +15,7 @@ from timm.optim.muon import Muon
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+import nfopt
 from nfopt.checkpoints import digest_of
 from nfopt.errors import unknown_name
 from nfopt.optim import NFOptimizer
@@ -45,14 +49,21 @@ class OptimizerOptions(Strict):
         """Return the hash of every file of learned weights that these options stand for, by name."""
         return {}
 
+    def fingerprint(self) -> str:
+        """Return what a training's numbers depend on beside the options and the installed libraries."""
+        return ""
+
+    def check_installed(self) -> None:
+        """Raise RecipeError if the optimizer's library is not installed."""
+
+    def varied(self, **values: JsonValue) -> Self:
+        """Return these options with some values changed and nothing left to tune."""
+        return type(self).model_validate(self.model_dump(mode="json") | {"tune": {}} | values)
+
     def candidates(self) -> list[Self]:
         """Return the options of every combination in `tune`; without `tune`, these options alone."""
-        base = self.model_dump(mode="json") | {"tune": {}}
         combinations = product(*self.tune.values())
-        return [
-            type(self).model_validate(base | dict(zip(self.tune, values, strict=True)))
-            for values in combinations
-        ]
+        return [self.varied(**dict(zip(self.tune, values, strict=True))) for values in combinations]
 
     @model_validator(mode="after")
     def _every_candidate_is_valid(self) -> Self:
@@ -115,7 +126,7 @@ def schedule_factor(shape: str, warmup: float, total_steps: int) -> Callable[[in
     return factor
 
 
-class _Scheduled(OptimizerOptions):
+class Scheduled(OptimizerOptions):
     """An optimizer that needs a learning-rate schedule from outside."""
 
     lr: Positive
@@ -146,6 +157,10 @@ class NFOptions(OptimizerOptions):
         _, theta, _ = read_rule(self.checkpoint)
         return {f"checkpoint {self.checkpoint}": digest_of(theta)} if theta else {}
 
+    def fingerprint(self) -> str:
+        """Return a hash of the rule's weights and of the code that computes its steps."""
+        return f"{self.weight_hashes()} {_code_of_the_rule()}"
+
     def build(self, model: nn.Module, example_inputs: tuple[Tensor, ...], total_steps: int) -> Optimization:
         """Return an NFOptimizer whose symmetry is traced with the example inputs."""
         return Optimization(
@@ -160,24 +175,39 @@ class NFOptions(OptimizerOptions):
         )
 
 
+@lru_cache(maxsize=1)
+def _code_of_the_rule() -> str:
+    package = Path(nfopt.__file__).parent
+    digest = hashlib.sha256()
+    for folder in ("optim", "nn", "weightspace", "symmetry"):
+        for file in sorted((package / folder).rglob("*.py")):
+            digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
 @OPTIMIZERS.register("adamw")
-class AdamWOptions(_Scheduled):
-    """torch.optim.AdamW."""
+class AdamWOptions(Scheduled):
+    """torch.optim.AdamW; `foreach` null is torch's own choice of loop."""
 
     lr: Positive = 1e-3
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
     weight_decay: NonNegative = 0.01
+    foreach: bool | None = None
 
     def optimizer(self, parameters: Parameters) -> torch.optim.Optimizer:
         """Return an AdamW."""
         return torch.optim.AdamW(
-            parameters, lr=self.lr, betas=(self.beta1, self.beta2), weight_decay=self.weight_decay
+            parameters,
+            lr=self.lr,
+            betas=(self.beta1, self.beta2),
+            weight_decay=self.weight_decay,
+            foreach=self.foreach,
         )
 
 
 @OPTIMIZERS.register("sgd")
-class SGDOptions(_Scheduled):
+class SGDOptions(Scheduled):
     """torch.optim.SGD with Nesterov momentum."""
 
     lr: Positive = 0.1
@@ -196,8 +226,11 @@ class SGDOptions(_Scheduled):
 
 
 @OPTIMIZERS.register("muon")
-class MuonOptions(_Scheduled):
-    """timm's Muon: orthogonalised momentum for matrices and flattened convolutions, AdamW for the rest."""
+class MuonOptions(Scheduled):
+    """timm's Muon: orthogonalised momentum for matrices and flattened convolutions, AdamW for the rest.
+
+    Its five Newton-Schulz steps are computed in bfloat16 with timm's "quintic" coefficients.
+    """
 
     lr: Positive = 1e-3
     momentum: Fraction = 0.95

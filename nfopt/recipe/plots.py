@@ -43,8 +43,8 @@ def plot_curves(path: Path, methods: Sequence[Curves], *, title: str, target: fl
             "color": COLOURS[index % len(COLOURS)],
             "marker": MARKERS[index % len(MARKERS)],
         }
-        _draw(left, method.label, [(run.steps, run.val_loss) for run in method.runs], style)
-        _draw(right, method.label, [(run.steps, run.train_loss) for run in method.runs], style)
+        draw_curves(left, method.label, [(run.steps, run.val_loss) for run in method.runs], style)
+        draw_curves(right, method.label, [(run.steps, run.train_loss) for run in method.runs], style)
     if target is not None:
         left.axhline(target, color="grey", linewidth=1, linestyle="--")
         left.annotate(
@@ -59,8 +59,8 @@ def plot_curves(path: Path, methods: Sequence[Curves], *, title: str, target: fl
         figure.savefig(partial, dpi=150, format="png")
 
 
-def _draw(
-    axes: Axes, label: str, runs: Sequence[tuple[list[int], list[float]]], style: Mapping[str, Any]
+def draw_curves(
+    axes: Axes, label: str, runs: Sequence[tuple[Sequence[float], Sequence[float]]], style: Mapping[str, Any]
 ) -> None:
     """Draw the mean over the points that all runs have, so that a diverged run ends its method's line."""
     shared = min(len(steps) for steps, _ in runs)

@@ -24,8 +24,6 @@ from nfopt.recipe.processes import from_first, is_first, join, process_count
 from nfopt.recipe.source import Document, Fault, read_document
 from nfopt.recipe.strict import faults_of
 
-_NOT_THE_EXPERIMENT = ("output", "provenance")
-
 
 @dataclass(frozen=True)
 class LoadedRecipe:
@@ -137,7 +135,9 @@ def _opened(loaded: LoadedRecipe, resume: bool) -> tuple[OutputFolder, bool]:
     """Return the folder of a run, made or found again, and whether the run in it was complete."""
     recipe = loaded.recipe
     folder = folder_to_resume(recipe.output, loaded.name) if resume else None
-    was_complete = folder is not None and folder.complete
+    # A run that is done in parts is never known to be complete: the next part may add to it.
+    in_parts = recipe.not_the_experiment > Recipe.not_the_experiment
+    was_complete = folder is not None and folder.complete and not in_parts
     if folder is None:
         folder = new_folder(recipe.output, loaded.name)
         folder.write_resolved(_values(recipe) | {"output": str(folder.path), "provenance": provenance()})
@@ -155,12 +155,15 @@ def _opened(loaded: LoadedRecipe, resume: bool) -> tuple[OutputFolder, bool]:
 
 
 def _refuse_another_recipe(loaded: LoadedRecipe, folder: OutputFolder) -> None:
-    """Raise when the run in `folder` was begun by a recipe that differs in more than the folder's name."""
+    """Raise when the run in `folder` was begun by a recipe that differs in what its results depend on.
+
+    What may differ is brought up to date in resolved.yaml.
+    """
     begun, now = folder.resolved(), _values(loaded.recipe)
     differing = [
         key
         for key in sorted(begun.keys() | now.keys())
-        if key not in _NOT_THE_EXPERIMENT and begun.get(key) != now.get(key)
+        if key not in loaded.recipe.not_the_experiment and begun.get(key) != now.get(key)
     ]
     if differing:
         shown = "; ".join(f"{key} was {begun.get(key)!r}, is {now.get(key)!r}" for key in differing)
@@ -168,6 +171,9 @@ def _refuse_another_recipe(loaded: LoadedRecipe, folder: OutputFolder) -> None:
             f"the run in {folder.path} was begun by another recipe: {shown}. Undo the change to resume it, "
             "or start afresh with output=..."
         )
+    kept = {key: begun[key] for key in ("output", "provenance") if key in begun}
+    if begun != now | kept:
+        folder.write_resolved(now | kept)
 
 
 def _values(recipe: Recipe) -> dict[str, Any]:

@@ -5,6 +5,14 @@ from collections.abc import Callable, Mapping
 from statistics import median
 
 import torch
+from torch import nn
+from torch.nn import functional
+
+from nfopt.data import ImageData
+from nfopt.recipe.optimizers import OptimizerOptions
+
+TIMED_ROUNDS, TIMED_REPEATS = 11, 5
+NO_UPDATE = "forward+backward"
 
 
 def interleaved_seconds(
@@ -35,3 +43,47 @@ def interleaved_seconds(
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def step_seconds(
+    methods: Mapping[str, OptimizerOptions],
+    new_model: Callable[[], nn.Module],
+    data: ImageData,
+    *,
+    batch_size: int,
+    total_steps: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Return the median seconds of forward, backward and update on one batch, by method.
+
+    Args:
+        methods: what to time, by key.
+        new_model: makes the model, each time the same one.
+        data: its first training images are the batch.
+        batch_size: images per step.
+        total_steps: length of the trainings; no more steps are taken, which an optimizer with a schedule of
+            its own would warn about.
+        device: where it runs.
+
+    Returns:
+        Seconds by key, and those of forward and backward alone as `NO_UPDATE`.
+    """
+    split = data.train.to(device)
+    images, labels = split.images[:batch_size], split.labels[:batch_size]
+
+    def stepper(options: OptimizerOptions | None) -> Callable[[], None]:
+        model = new_model().to(device).train()
+        optimizer = None if options is None else options.build(model, (images[:2],), total_steps).optimizer
+
+        def step() -> None:
+            model.zero_grad()
+            functional.cross_entropy(model(images), labels).backward()
+            if optimizer is not None:
+                optimizer.step()
+
+        return step
+
+    actions = {key: stepper(options) for key, options in methods.items()} | {NO_UPDATE: stepper(None)}
+    repeats = max(min(TIMED_REPEATS, total_steps // (TIMED_ROUNDS + 1)), 1)
+    rounds = max(min(TIMED_ROUNDS, total_steps // repeats - 1), 1)
+    return interleaved_seconds(actions, rounds=rounds, repeats=repeats, device=device)

@@ -84,6 +84,7 @@ def test_the_picture_is_a_png_and_everything_else_is_written(outcome):
         "plain",
         "tuned",
         "wild",
+        "forward+backward",
     }
 
 
