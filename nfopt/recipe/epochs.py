@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from nfopt.training import Optimization, batch_indices
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 EVALUATION_BATCH = 256
+STATISTICS_IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ class _Training:
         accelerator: Accelerator,
     ) -> None:
         self._model, self._optimizer, self._scheduler = model, optimizer, optimization.scheduler
+        self._optimization = optimization
         self._sets, self._config, self._accelerator = sets, config, accelerator
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
 
@@ -199,6 +202,19 @@ class _Training:
 
     def closed_epoch(self, standing: Standing, steps: int, folder: Path) -> Standing:
         """Evaluate, keep the last weights and, if they are, the best ones."""
+        with self._as_evaluated():
+            return self._closed_epoch(standing, steps, folder)
+
+    def _as_evaluated(self) -> AbstractContextManager[None]:
+        """Within it the model is what the optimizer answers with, such as an average of what it trains."""
+        evaluating = getattr(self._optimization, "evaluating", None)
+        if evaluating is None:
+            return nullcontext()
+        keys = [(number, 0) for number in range(min(STATISTICS_IMAGES, len(self._sets.train)))]
+        images = self._sets.train.__getitems__(keys)[0].to(self._accelerator.device)
+        return evaluating(self._accelerator.unwrap_model(self._model), images)
+
+    def _closed_epoch(self, standing: Standing, steps: int, folder: Path) -> Standing:
         val_loss, val_accuracy = self.evaluate(self._sets.val)
         train_loss = self.loss_sum() / steps
         self._loss_sum.zero_()

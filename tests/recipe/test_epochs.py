@@ -1,13 +1,24 @@
 """Which images fall to which process, and how scores are taken."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
 
 from nfopt.metrics import evaluate
 from nfopt.models import build_model
-from nfopt.recipe.epochs import EpochConfig, Shares, evaluated
+from nfopt.progress import silent
+from nfopt.recipe.epochs import EpochConfig, Shares, evaluated, train_epochs
 from nfopt.recipe.images import Augmentation, load_images
 from nfopt.recipe.inputs import DataOptions
 from nfopt.training import batch_indices
@@ -55,3 +66,37 @@ def test_scores_are_those_of_the_whole_set_at_once_and_the_mode_is_left_alone() 
     assert abs(loss - expected.loss) < 1e-5
     assert accuracy == expected.accuracy
     assert model.training
+
+
+@contextmanager
+def as_zeros(model: nn.Module, images: torch.Tensor) -> Iterator[None]:
+    """Answer with other weights than those that are trained: all zero."""
+    assert images.shape == (101, 1, 8, 8)
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    yield
+    model.load_state_dict(trained)
+
+
+def test_what_the_optimizer_answers_with_is_evaluated_and_kept_and_training_goes_on(tmp_path: Path) -> None:
+    sets = load_images(DATA, Augmentation(), seed=0)
+    finals = []
+    for answer in ({}, {"evaluating": as_zeros}):
+        model = build_model("mlp", sets.in_shape, sets.classes, options={"hidden": [7]})
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimization: Any = SimpleNamespace(optimizer=optimizer, scheduler=None, **answer)
+        standing = train_epochs(
+            model,
+            sets,
+            optimization,
+            EpochConfig(epochs=2, batch_size=20),
+            Accelerator(cpu=True),
+            state_file=tmp_path / f"state{len(finals)}",
+            folder=tmp_path,
+            progress=silent,
+        )
+        finals.append([parameter.detach() for parameter in model.parameters()])
+    assert standing.epochs[-1]["val_loss"] == pytest.approx(math.log(10))
+    assert all(not value.any() for value in load_file(tmp_path / "last.safetensors").values())
+    assert all(torch.equal(a, b) for a, b in zip(*finals, strict=True))
