@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from accelerate import Accelerator
 from pydantic import Field, JsonValue, field_validator, model_validator
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,7 +25,7 @@ from nfopt.meta.slot import SlotSettings
 from nfopt.meta.sources import load_source
 from nfopt.meta.store import save_theta
 from nfopt.meta.trainer import MetaTrainer, TrainerConfig
-from nfopt.meta.workers import Workers
+from nfopt.meta.workers import AccelerateWorkers, Workers
 from nfopt.optim import RuleConfig
 from nfopt.optim.rule_checkpoint import read_rule, rule_checkpoint
 from nfopt.progress import ProgressCallback, silent
@@ -36,6 +37,7 @@ from nfopt.recipe.heldout import (
     plan_evaluation,
 )
 from nfopt.recipe.job import JobResult, Recipe, RunContext, Table, job
+from nfopt.recipe.processes import from_first, is_first, process_count
 from nfopt.recipe.records import record
 from nfopt.recipe.strict import Count, Fraction, Index, Positive, Strict
 
@@ -88,8 +90,11 @@ class MetaTrainRecipe(Recipe):
         variants: {large: {share: 0.5, family: {train_images: [10000, 50000], most_epochs: 1}}}
 
     The work is shared by `processes` of `threads` threads each, all on this machine; the numbers do not
-    depend on how many processes there are. With `device: cuda` the processes take the GPUs in turn.
+    depend on how many processes there are. torchrun or accelerate launch may start them instead. With
+    `device: cuda` the processes take the GPUs in turn.
     """
+
+    many_processes: ClassVar[bool] = True
 
     seed: Index = 0
     processes: Count = 1
@@ -244,6 +249,15 @@ def _start(recipe: MetaTrainRecipe) -> dict[str, Tensor]:
 @job("meta_train", MetaTrainRecipe, plan=plan_meta_train)
 def run_meta_train(recipe: MetaTrainRecipe, context: RunContext) -> JobResult:
     """Meta-train the update rule on many small trainings and write its checkpoint."""
+    if process_count() > 1 and recipe.processes > 1:
+        raise RecipeError(
+            f"{process_count()} processes were started for a recipe that starts {recipe.processes} itself. "
+            "Set processes=1, or run it without torchrun or accelerate launch."
+        )
+    if from_first(lambda: context.kept("meta-training") is None) and not is_first():
+        _train(recipe, context)
+    if not is_first():
+        return JobResult({})
     for name, side in sorted({(n, s) for f in recipe.families() for n in f.sources for s in f.sides}):
         context.note_data(f"{name}-{side}", load_source(name, side).content_hash)
     summary = context.piece("meta-training", lambda: _train(recipe, context))
@@ -269,10 +283,13 @@ def _train(recipe: MetaTrainRecipe, context: RunContext) -> JsonValue:
     state = context.state_file("meta-training")
     shared = (recipe.model_dump_json(), str(context.folder), str(state))
     with local_workers(recipe.processes, _follow, shared, recipe.threads) as workers:
+        if process_count() > 1:
+            workers = AccelerateWorkers(Accelerator(cpu=recipe.device == "cpu"))
         progress = context.progress
         trained = build_trainer(recipe, context.folder, state, workers=workers, progress=progress).run()
     summary = {name: value for name, value in vars(trained).items() if name != "theta"}
-    save_theta(context.folder, trained.theta, summary)
+    if is_first():
+        save_theta(context.folder, trained.theta, summary)
     return summary
 
 

@@ -1,6 +1,8 @@
 """Jobs `meta_train` and `evaluate_rule`: from a recipe to a checkpoint with its scores."""
 
 import json
+import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from nfopt.errors import NfoptError, RecipeError
 from nfopt.meta.seeds import generator
 from nfopt.optim.rule_checkpoint import CHECKPOINT_KIND, read_rule
 from nfopt.recipe import load_recipe, recipe_faults, run_recipe
+from nfopt.recipe.folder import new_folder
+from nfopt.recipe.job import RunContext
 from nfopt.recipe.meta_train import EstimatorOptions, MetaTrainRecipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -95,6 +99,34 @@ def test_a_recipe_of_two_processes_gives_the_numbers_of_one(tmp_path: Path) -> N
     logs = [(outcome.folder / "log.jsonl").read_text().splitlines() for outcome in (one, two)]
     for line, other in zip(*logs, strict=True):
         assert json.loads(line)["gradient_norm"] == json.loads(other)["gradient_norm"]
+
+
+def _launched(rank: int, port: int, file: Path, output: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    run_recipe(load_recipe(file, [f"output={output}"]))
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_launcher_give_the_numbers_of_one(tmp_path: Path) -> None:
+    file = written(tmp_path, TINY)
+    one = run_recipe(load_recipe(file, [f"output={tmp_path / 'one'}"]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_launched, (port, file, tmp_path / "two"), nprocs=2)
+    found = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert found["digest"] == one.result.results["digest"]
+
+
+def test_a_launcher_and_processes_of_its_own_are_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_recipe(written(tmp_path, TINY, processes=2))
+    context = RunContext(new_folder(tmp_path / "out", "tiny"))
+    monkeypatch.setattr("nfopt.recipe.meta_train.process_count", lambda: 2)
+    with pytest.raises(RecipeError, match="processes=1"):
+        loaded.job.run(loaded.recipe, context)
 
 
 def test_meta_training_starts_from_a_checkpoint_of_the_same_rule_only(tmp_path: Path) -> None:
