@@ -33,8 +33,10 @@ def report(recipe: RaceRecipe, results: list[HeatResult], seconds: StepSeconds, 
     tables: list[Table] = [final_table(result, base, labels) for result in results if result.methods]
     for reference in recipe.references:
         tables.append(pace_table(results, keys, reference, labels))
-        tables.append(pace_table(results, keys, reference, labels, seconds))
-    tables.append(step_time_table(results, keys, recipe.references[0], labels, seconds))
+        if seconds:
+            tables.append(pace_table(results, keys, reference, labels, seconds))
+    if seconds:
+        tables.append(step_time_table(results, keys, recipe.references[0], labels, seconds))
     missing = missing_table(results, labels)
     tables += [missing] if missing is not None else []
     tables.append(verdict_table(judge.criteria(), labels[recipe.candidate]))

@@ -114,8 +114,8 @@ def pace_table(
     factor = results[0].unreached_factor if results else 0
     untargeted = sum(overall(results, key, reference).untargeted for key in keys)
     notes = [
-        f"{unit} until the first evaluation at or below the target, over {share}, seed by seed:",
-        "geometric means. In brackets the seeds that never reach it, of all; each counts as",
+        f"{unit} until the first evaluation at or below the target, over {share}, seed by seed:"
+        " geometric means. In brackets the number of seeds that never reach it; each counts as "
         f"{factor:g} times the full length. -: not run yet, or without a target.",
     ]
     if untargeted:

@@ -158,7 +158,7 @@ def verdict_table(criteria: Sequence[Criterion], candidate: str) -> Table:
         ("criterion", "wanted", "measured", "verdict"),
         tuple(rows),
         (
-            "Steps: geometric mean over tasks and seeds. Ablations: mean over tasks of the paired",
+            "Steps: geometric mean over tasks and seeds. Ablations: mean over tasks of the paired "
             "difference of log test loss ± its standard error over seeds, the tasks being given.",
             "So far: by the tasks that are done. Stress tests are no part of the race.",
         ),

@@ -69,6 +69,7 @@ def test_a_worker_that_is_killed_is_an_error_that_says_how_to_go_on(one_worker, 
         one_worker.finished()
 
 
+@pytest.mark.slow
 def test_bad_input_in_a_worker_is_the_error_that_it_is_here(one_worker, tmp_path, monkeypatch):
     missing = trial(data="mnist")
     missing = Trial(
@@ -84,6 +85,7 @@ def test_bad_input_in_a_worker_is_the_error_that_it_is_here(one_worker, tmp_path
         one_worker.finished()
 
 
+@pytest.mark.slow
 def test_a_worker_leaves_ctrl_c_to_its_parent(one_worker, tmp_path):
     one_worker.begin(trial(), tmp_path / "s")
     one_worker.finished()  # it has started up by now
