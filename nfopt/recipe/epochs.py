@@ -1,7 +1,6 @@
 """Training a classifier over epochs under accelerate, in one process or many, resumable to the bit."""
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -13,20 +12,18 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Sampler
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
+from torch.utils.data import Sampler
 
 from nfopt.atomic import replacing
 from nfopt.meta.seeds import derive_seed
 from nfopt.progress import Progress, ProgressCallback
 from nfopt.recipe.images import Images, ImageSets, Key
 from nfopt.recipe.processes import from_first, is_first, process_count, wait_for_all
+from nfopt.recipe.scoring import evaluated, image_loader
 from nfopt.statefile import load_state, save_state
 from nfopt.training import Optimization, batch_indices
 
 BEST, LAST = "best.safetensors", "last.safetensors"
-EVALUATION_BATCH = 256
 STATISTICS_IMAGES = 256
 
 
@@ -180,7 +177,7 @@ class _Training:
         c, accelerator = self._config, self._accelerator
         rank, processes = accelerator.process_index, accelerator.num_processes
         sampler = Shares(c, len(self._sets.train), range(first, last), rank, processes)
-        loader = _loader(self._sets.train, sampler, c.workers)
+        loader = image_loader(self._sets.train, sampler, c.workers)
         self._model.train()
         for part, (images, labels) in enumerate(loader):
             step, part_of_step = first + part // c.accumulate, part % c.accumulate
@@ -280,56 +277,3 @@ class _Training:
         metadata = {key: str(value) for key, value in record.items()}
         with replacing(file) as partial:
             save_file(tensors, partial, metadata=metadata | {"classes": "\n".join(self._sets.class_names)})
-
-
-def _loader(images: Images, sampler: Sampler[list[Key]], workers: int) -> DataLoader[Any]:
-    # Its own generator, so that the loader draws nothing from the training's.
-    return DataLoader(
-        images,
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=_as_read,
-        generator=torch.Generator(),
-    )
-
-
-def _as_read(batch: Any) -> Any:
-    return batch
-
-
-@torch.no_grad()
-def evaluated(
-    module: nn.Module, images: Images, classes: int, accelerator: Accelerator, workers: int = 0
-) -> tuple[float, float]:
-    """Return mean cross-entropy in nats and accuracy in [0, 1]; every process takes its share of the images.
-
-    The module's mode is left as it was.
-    """
-    # By default torchmetrics leaves out what is not a number, and a diverged model would look well.
-    loss = MeanMetric(nan_strategy="disable").set_dtype(torch.float64).to(accelerator.device)
-    accuracy = MulticlassAccuracy(classes, average="micro").to(accelerator.device)
-    numbers = list(range(accelerator.process_index, len(images), accelerator.num_processes))
-    batches = [numbers[i : i + EVALUATION_BATCH] for i in range(0, len(numbers), EVALUATION_BATCH)]
-    sampler: Any = [[(number, 0) for number in batch] for batch in batches]
-    was_training = module.training
-    module.eval()
-    try:
-        for pixels, labels in _loader(images, sampler, workers):
-            labels = labels.to(accelerator.device)
-            logits = module(pixels.to(accelerator.device)).float()
-            loss.update(functional.cross_entropy(logits, labels, reduction="none").double())
-            accuracy.update(logits, labels)
-    finally:
-        module.train(was_training)
-    return loss.compute().item(), accuracy.compute().item()
-
-
-class Stopwatch:
-    """Images per second over the steps since it was made."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-
-    def rate(self, images: int) -> float:
-        """Return `images` divided by the seconds so far."""
-        return images / max(time.perf_counter() - self._start, 1e-9)

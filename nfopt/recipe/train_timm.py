@@ -5,6 +5,7 @@ One process or many: `torchrun --nproc-per-node=4 -m nfopt run recipes/train_tim
 BatchNorm, whose statistics are those of each process's share of a batch.
 """
 
+import time
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -16,12 +17,13 @@ from torch import nn
 from nfopt.errors import RecipeError
 from nfopt.models import build_model
 from nfopt.progress import Progress
-from nfopt.recipe.epochs import BEST, LAST, EpochConfig, Standing, Stopwatch, evaluated, train_epochs
+from nfopt.recipe.epochs import BEST, LAST, EpochConfig, Standing, train_epochs
 from nfopt.recipe.images import Augmentation, DataChoice, FolderOptions, ImageSets, load_images
 from nfopt.recipe.inputs import DeviceName, ModelOptions, device_of
 from nfopt.recipe.job import JobResult, Recipe, RunContext, job
 from nfopt.recipe.optimizers import NFOptions, OptimizerChoice, OptimizerOptions
 from nfopt.recipe.processes import from_first, is_first, process_count, wait_for_all
+from nfopt.recipe.scoring import evaluated
 from nfopt.recipe.strict import Count, Fraction, Index, Positive
 from nfopt.recipe.train_report import plot_epochs, table_of
 
@@ -171,7 +173,7 @@ def _train(
         recipe.save_every,
     )
     state = from_first(lambda: context.state_file(PIECE))
-    watch = Stopwatch()
+    start = time.perf_counter()
     taken: list[int] = []
 
     def count_steps(progress: Progress) -> None:
@@ -188,7 +190,8 @@ def _train(
         folder=context.folder,
         progress=count_steps,
     )
-    timing["images_per_second"] = watch.rate((taken[-1] - taken[0] + 1) * recipe.batch_size)
+    seconds = time.perf_counter() - start
+    timing["images_per_second"] = (taken[-1] - taken[0] + 1) * recipe.batch_size / seconds
     return _result(standing, model, sets, accelerator, context, recipe.workers)
 
 

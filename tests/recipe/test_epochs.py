@@ -1,4 +1,4 @@
-"""Which images fall to which process, and how scores are taken."""
+"""Which images fall to which process, and what is kept of a training."""
 
 import math
 from collections.abc import Iterator
@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from nfopt.metrics import evaluate
 from nfopt.models import build_model
 from nfopt.progress import silent
-from nfopt.recipe.epochs import EpochConfig, Shares, evaluated, train_epochs
+from nfopt.recipe.epochs import EpochConfig, Shares, train_epochs
 from nfopt.recipe.images import Augmentation, load_images
 from nfopt.recipe.inputs import DataOptions
 from nfopt.training import batch_indices
@@ -53,19 +52,6 @@ def test_the_shares_of_all_processes_are_the_batch_each_image_once(
         expected = batch_indices(step, images=101, batch_size=batch, seed=seed).tolist()
         assert sorted(number for number, _ in keys) == sorted(expected)
         assert {draw for _, draw in keys} == {step}
-
-
-def test_scores_are_those_of_the_whole_set_at_once_and_the_mode_is_left_alone() -> None:
-    sets = load_images(DATA, Augmentation(), seed=0)
-    model = build_model("cnn", sets.in_shape, sets.classes, options={"channels": [5, 7]}).train()
-    with torch.no_grad():
-        model(torch.randn(11, *sets.in_shape))
-    split = DATA.load().val
-    expected = evaluate(model, split.images, split.labels)
-    loss, accuracy = evaluated(model, sets.val, sets.classes, Accelerator(cpu=True))
-    assert abs(loss - expected.loss) < 1e-5
-    assert accuracy == expected.accuracy
-    assert model.training
 
 
 @contextmanager
