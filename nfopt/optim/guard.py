@@ -57,6 +57,20 @@ def clip_factor(
     return torch.where((step > CLIP_AFTER) & (usual > SILENT), torch.exp(-over), torch.ones_like(over))
 
 
+def early_power_ceiling(usual: Float[Tensor, "..."], step: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return the largest mean square that a gradient may be remembered with: DAMP_TO above the usual.
+
+    It holds in the first SETTLE_STEPS steps only, while an absurd gradient passes for a usual one; later the
+    usual may fall far below the largest, and that tells that a tensor has arrived.
+
+    Args:
+        usual: the moving average of the log norms, this step included.
+        step: steps taken before this one.
+    """
+    ceiling = torch.exp(2.0 * (usual.clamp(max=40.0) + DAMP_TO))
+    return torch.where(step < SETTLE_STEPS, ceiling, torch.full_like(ceiling, torch.inf))
+
+
 def _known(usual: Float[Tensor, "..."], step: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
     """Whether enough gradients were seen for one to be out of the ordinary."""
     return (step > SETTLE_STEPS) & (usual > SILENT)

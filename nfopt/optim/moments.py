@@ -94,12 +94,17 @@ def accumulate(
     gained = torch.where(finite[..., None], squares * clip.square(), before[POWER])
     taken = step + done[..., None]
     power = torch.lerp(before[POWER], gained, 1 - rates.fast)
+    usual_now = torch.where(finite[..., None], guard.update_usual(usual, current, step), usual)
+    # What the first steps' absurd gradients, which nothing could clip, would leave behind for good.
+    ceiling = guard.early_power_ceiling(usual_now, step)
+    power = torch.minimum(power, ceiling)
     unbiased = power / (1 - rates.fast ** taken.clamp(min=1.0))
+    peak = torch.maximum(torch.minimum(before[PEAK], ceiling), unbiased)
     scalars = {
         STEP: taken,
-        USUAL: torch.where(finite[..., None], guard.update_usual(usual, current, step), usual),
+        USUAL: usual_now,
         POWER: power,
-        PEAK: torch.where(finite[..., None], torch.maximum(before[PEAK], unbiased), before[PEAK]),
+        PEAK: torch.where(finite[..., None], peak, before[PEAK]),
         SKIPPED: before[SKIPPED] + (1 - done[..., None]),
         DAMPED: before[DAMPED] + done[..., None] * (trust < 1).to(done.dtype),
     }

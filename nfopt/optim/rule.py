@@ -39,7 +39,8 @@ class RuleConfig:
     """Constants of the nominal optimizer and size of the network.
 
     Attributes:
-        matrix_step: nominal RMS change per element of a matrix or kernel, in units of 1 / sqrt(fan-in).
+        matrix_step: nominal RMS change per element of a matrix, in units of 1 / sqrt(fan-in).
+        kernel_step: the same of a convolution's kernel.
         vector_step: nominal RMS change per element of every other tensor.
         weight_decay: decay of matrices: a nominal step shrinks W by the share matrix_step x weight_decay.
         rates: decay rates of the momenta.
@@ -47,8 +48,9 @@ class RuleConfig:
         couple: False: tensors do not hear of each other (an ablation).
     """
 
-    matrix_step: float = 0.02
-    vector_step: float = 0.005
+    matrix_step: float = 0.025
+    kernel_step: float = 0.06
+    vector_step: float = 0.01
     weight_decay: float = 0.1
     rates: MomentumRates = field(default_factory=MomentumRates)
     hidden: int = 4
@@ -222,9 +224,10 @@ class LearnedUpdateRule:
         return values.reshape((*gain.shape[:-1], *shape))
 
     def _nominal_step(self, name: str) -> float:
-        if self._has_fan_in(name):
-            return self.config.matrix_step * self._weight_unit(name)
-        return self.config.vector_step
+        if not self._has_fan_in(name):
+            return self.config.vector_step
+        step = self.config.kernel_step if self._role(name) == "conv" else self.config.matrix_step
+        return step * self._weight_unit(name)
 
     def _weight_unit(self, name: str) -> float:
         layout = self.layouts[name]
@@ -232,8 +235,10 @@ class LearnedUpdateRule:
 
     def _has_fan_in(self, name: str) -> bool:
         """Whether the tensor sums over inputs: matrices, and kernels of depthwise convolutions."""
-        role = self.spec.tensors[self.spec.aliases.get(name, name)].role
-        return name in self.matrices or (role == "conv" and self.layouts[name].rest_size > 1)
+        return name in self.matrices or (self._role(name) == "conv" and self.layouts[name].rest_size > 1)
+
+    def _role(self, name: str) -> str:
+        return self.spec.tensors[self.spec.aliases.get(name, name)].role
 
     def _move_to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Bring the constants to where the parameters are."""

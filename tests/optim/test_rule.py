@@ -62,11 +62,12 @@ def test_with_zero_output_layers_it_is_the_nominal_optimizer() -> None:
             layout = MatrixLayout.of(SPEC.tensors[name])
             direction = directions.orthogonal([momentum], [layout])[0]
             fan_in = momentum[0].numel()
-            size, decay = config.matrix_step / fan_in**0.5, config.matrix_step * config.weight_decay
+            step = config.kernel_step if name == "conv" else config.matrix_step
+            size, decay = step / fan_in**0.5, config.matrix_step * config.weight_decay
         else:
             direction = momentum / second.sqrt()
             direction = direction / direction.square().mean().sqrt()
-            size, decay = (config.matrix_step / 3 if name == "depthwise" else config.vector_step), 0.0
+            size, decay = (config.kernel_step / 3 if name == "depthwise" else config.vector_step), 0.0
         expected = -factor * (size * direction + decay * params[name])
         # Up to the small shares under which a gradient counts as gone.
         assert float((updates[name] - expected).norm() / expected.norm()) < 1e-4, name
