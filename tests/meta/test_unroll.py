@@ -131,6 +131,19 @@ def test_a_copy_that_blows_up_is_marked_penalised_and_alone() -> None:
     assert torch.equal(ran.losses[[0, 2]], sound.losses[[0, 2]])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_trains_as_the_cpu_does() -> None:
+    run, theta = unroll(), thetas(3)
+    task = Task.make(CONFIG, torch.float64, "cuda")
+    there = TruncatedUnroll(task, run.rule, run.layout, SEEDS, run.objective)
+    expected, ran = (u.run(theta, u.start(), u.horizon) for u in (run, there))
+    assert ran.losses.device.type == "cpu"
+    torch.testing.assert_close(ran.losses, expected.losses)
+    for name, p in ran.state.params.items():
+        torch.testing.assert_close(p.cpu(), expected.state.params[name])
+
+
 def test_steps_past_the_horizon_and_wrong_thetas_are_refused() -> None:
     run = unroll()
     with pytest.raises(NfoptError, match="horizon"):
