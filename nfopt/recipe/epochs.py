@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -204,12 +204,9 @@ class _Training:
 
     def _as_evaluated(self) -> AbstractContextManager[None]:
         """Within it the model is what the optimizer answers with, such as an average of what it trains."""
-        evaluating = getattr(self._optimization, "evaluating", None)
-        if evaluating is None:
-            return nullcontext()
         keys = [(number, 0) for number in range(min(STATISTICS_IMAGES, len(self._sets.train)))]
         images = self._sets.train.__getitems__(keys)[0].to(self._accelerator.device)
-        return evaluating(self._accelerator.unwrap_model(self._model), images)
+        return self._optimization.evaluating(self._accelerator.unwrap_model(self._model), images)
 
     def _closed_epoch(self, standing: Standing, steps: int, folder: Path) -> Standing:
         val_loss, val_accuracy = self.evaluate(self._sets.val)

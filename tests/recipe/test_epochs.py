@@ -4,8 +4,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +18,7 @@ from nfopt.progress import silent
 from nfopt.recipe.epochs import EpochConfig, Shares, train_epochs
 from nfopt.recipe.images import Augmentation, load_images
 from nfopt.recipe.inputs import DataOptions
-from nfopt.training import batch_indices
+from nfopt.training import Optimization, as_trained, batch_indices
 
 DATA = DataOptions(name="digits", n_train=101, n_val=53)
 
@@ -68,10 +66,10 @@ def as_zeros(model: nn.Module, images: torch.Tensor) -> Iterator[None]:
 def test_what_the_optimizer_answers_with_is_evaluated_and_kept_and_training_goes_on(tmp_path: Path) -> None:
     sets = load_images(DATA, Augmentation(), seed=0)
     finals = []
-    for answer in ({}, {"evaluating": as_zeros}):
+    for answer in (as_trained, as_zeros):
         model = build_model("mlp", sets.in_shape, sets.classes, options={"hidden": [7]})
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        optimization: Any = SimpleNamespace(optimizer=optimizer, scheduler=None, **answer)
+        optimization = Optimization(optimizer, evaluating=answer)
         standing = train_epochs(
             model,
             sets,
