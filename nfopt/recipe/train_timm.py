@@ -92,6 +92,7 @@ def plan_train(recipe: TrainRecipe) -> list[str]:
 @job("train", TrainRecipe, plan=plan_train)
 def run_train(recipe: TrainRecipe, context: RunContext) -> JobResult:
     """Train one classifier with one optimizer under accelerate, in one process or many."""
+    recipe.optimizer.check_installed()
     accelerator = _accelerator(recipe)
     sets = load_images(recipe.data, recipe.augment, recipe.seed)
     _check_batch(recipe, sets)
