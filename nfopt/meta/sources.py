@@ -14,10 +14,12 @@ HELD_OUT = ("fashion_mnist", "cifar10")
 # Training images of the synthetic sources; another 4,000 are for validation and test.
 TEACHERS = {"teacher": 8_000, "teacher_large": 50_000}
 
+CLUTTERED = "mnist_cluttered"
+
 
 def source_names() -> list[str]:
     """Return the names that `load_source` knows."""
-    return sorted([*DATA_SETS, *TEACHERS])
+    return sorted([*DATA_SETS, *TEACHERS, CLUTTERED])
 
 
 @lru_cache(maxsize=16)
@@ -34,7 +36,24 @@ def load_source(name: str, side: int, device: torch.device | str = "cpu") -> Ima
         here = load_source(name, side)
         there = {part: getattr(here, part).to(device) for part in ("train", "val", "test")}
         return replace(here, **there)
+    if name == CLUTTERED:
+        return _cluttered(load_data("mnist", resize=side))
     return _teacher(name, side) if name in TEACHERS else load_data(name, resize=side)
+
+
+def _cluttered(digits: ImageData) -> ImageData:
+    """Return digits with another of the same split added, shifted and fainter; the label stays.
+
+    As many images as the plain digits have, but far from solved by a small network within a few epochs.
+    """
+
+    def clutter(split: Split, part: str) -> Split:
+        draw = generator(CLUTTERED, part)
+        other = split.images[torch.randperm(len(split.labels), generator=draw)]
+        return Split(split.images + 0.8 * other.roll((1, 1), dims=(-2, -1)), split.labels)
+
+    parts = {part: clutter(getattr(digits, part), part) for part in ("train", "val", "test")}
+    return replace(digits, name=CLUTTERED, **parts)
 
 
 def _teacher(name: str, side: int) -> ImageData:

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-CONTROL_NAMES = ("log_step", "fast_share", "adam_weight", "factored_weight", "log_decay")
-NOMINAL = (0.0, 0.5, 0.0, 0.0, 0.0)
-REACH = (2.0, 0.75, 0.75, 0.75, 2.0)
+CONTROL_NAMES = ("log_step", "fast_share", "log_decay")
+NOMINAL = (0.0, 0.5, 0.0)
+REACH = (2.0, 0.75, 2.0)
 GAIN_REACH = log(2.0)
 
 
@@ -20,22 +20,18 @@ class Controls:
     Attributes:
         log_step: [tensors] log factor on the nominal step, within +-2 (x1/7.4 to x7.4).
         fast_share: [tensors] share of the fast momentum, nominally 0.5, within -0.25 to 1.25.
-        adam_weight: [tensors] weight of the Adam direction beside the tensor's own, within +-0.75.
-        factored_weight: [tensors] weight of the factored direction, within +-0.75.
         log_decay: [tensors] log factor on the weight decay, within +-2.
         gain: [entries] factor per row and per column, within 1/2 to 2.
     """
 
     log_step: Float[Tensor, "*batch tensors"]
     fast_share: Float[Tensor, "*batch tensors"]
-    adam_weight: Float[Tensor, "*batch tensors"]
-    factored_weight: Float[Tensor, "*batch tensors"]
     log_decay: Float[Tensor, "*batch tensors"]
     gain: Float[Tensor, "*batch entries"]
 
 
 def bound(
-    outputs: Float[Tensor, "*batch tensors 5"],
+    outputs: Float[Tensor, "*batch tensors 3"],
     entry_outputs: Float[Tensor, "*batch entries"],
     trust: Float[Tensor, "*batch tensors"],
     entry_trust: Float[Tensor, "*batch entries"],

@@ -1,7 +1,8 @@
 """Update directions: equivariant functions of the momenta, each scaled to RMS 1.
 
-All commute with permutations of a tensor's rows and of its columns. The one that a tensor nominally follows
-(orthogonalised momentum for matrices, Adam for the rest) is mixed with the others by the learned rule.
+All commute with permutations of a tensor's rows and of its columns. Matrices follow orthogonalised momentum,
+all other tensors Adam. Mixing other directions into a matrix's own (Adam, factored, sign, raw momentum,
+Kronecker-preconditioned) brought nothing: tests/benchmarks/directions.md.
 Tensors may have leading dimensions, in which copies lie side by side; `dims` counts a copy's own dimensions.
 """
 
@@ -95,28 +96,6 @@ def adam(momentum: Float[Tensor, "..."], second: Float[Tensor, "..."], dims: int
     """Momentum over the root of the second moment, element by element (Kingma & Ba 2015), at RMS 1."""
     root = (second + TINY).sqrt()
     return unit_rms(momentum / (root + (NOISE * mean(root, dims) + TINY)), dims)
-
-
-def factored(
-    momentum: Float[Tensor, "..."],
-    rows: Float[Tensor, "..."],
-    cols: Float[Tensor, "..."] | None,
-    dims: int,
-) -> Float[Tensor, "..."]:
-    """Momentum over the root of the factored second moment (Shazeer & Stern 2018), at RMS 1.
-
-    Args:
-        momentum: the momentum.
-        rows: mean of the second moment over all but the output dimensions (kept as size 1).
-        cols: mean over all but the input dimensions, or None for a tensor without input dimensions: then all
-            elements share one scale.
-        dims: dimensions of one copy.
-    """
-    if cols is None:
-        return unit_rms(momentum, dims)
-    roots = (rows + TINY).sqrt(), (cols + TINY).sqrt()
-    inverse = [(root + (NOISE * mean(root, dims) + TINY)).reciprocal() for root in roots]
-    return unit_rms(momentum * inverse[0] * inverse[1], dims)
 
 
 def orthogonal(

@@ -1,6 +1,6 @@
 """Moments: the running averages of the gradients, kept out of harm's way by the guard."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,8 @@ from nfopt.weightspace.incidence import MatrixLayout
 SLOW, FAST, SECOND = "slow", "fast", "second"
 STEP, USUAL, POWER, PEAK = "step", "usual_log_grad", "power", "peak_power"
 SKIPPED, DAMPED = "skipped", "damped"
-TENSOR_STATE = (SLOW, FAST, SECOND)
+MOMENTA = (SLOW, FAST)
+TENSOR_STATE = (*MOMENTA, SECOND)  # the second moment only where it is needed
 SCALAR_STATE = (STEP, USUAL, POWER, PEAK, SKIPPED, DAMPED)
 
 
@@ -26,7 +27,7 @@ class Moments:
         grads: the gradients, clipped where anomalous, zero where the step is skipped.
         slow: slow momentum.
         fast: fast momentum.
-        second: second moment.
+        second: second moment, or None for a tensor whose direction does not need it.
         scalars: the new scalar state, by key, one number per tensor.
         step: steps taken, this one included, at least 1.
         power: mean square of each gradient, averaged at the fast momentum's rate, without bias: it has to
@@ -39,7 +40,7 @@ class Moments:
     grads: list[Float[Tensor, "..."]]
     slow: list[Float[Tensor, "..."]]
     fast: list[Float[Tensor, "..."]]
-    second: list[Float[Tensor, "..."]]
+    second: list[Float[Tensor, "..."] | None]
     scalars: dict[str, Float[Tensor, "*batch tensors"]]
     step: Float[Tensor, "*batch tensors"]
     power: Float[Tensor, "*batch tensors"]
@@ -54,15 +55,31 @@ class Moments:
         for i, name in enumerate(names):
             state[f"{name}/{SLOW}"] = self.slow[i]
             state[f"{name}/{FAST}"] = self.fast[i]
-            state[f"{name}/{SECOND}"] = self.second[i]
+            if (second := self.second[i]) is not None:
+                state[f"{name}/{SECOND}"] = second
             for key, values in scalars.items():
                 state[f"{name}/{key}"] = values[i]
         return state
 
 
-def initial_state(param: Float[Tensor, "..."], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the state of one tensor before its first step, by key, in the dtype of the arithmetic."""
-    tensors = {key: torch.zeros_like(param, dtype=dtype) for key in TENSOR_STATE}
+def looks_like_a_matrix(shape: Sequence[int]) -> bool:
+    """Return whether a tensor of `shape` may be orthogonalised, which then needs no second moment."""
+    return len(shape) > 1 and shape[0] > 1 and shape[1] > 1
+
+
+def initial_state(
+    param: Float[Tensor, "..."], dtype: torch.dtype, *, second: bool | None = None
+) -> dict[str, Tensor]:
+    """Return the state of one tensor before its first step, by key, in the dtype of the arithmetic.
+
+    Args:
+        param: the tensor.
+        dtype: of the state.
+        second: whether it needs a second moment; by default, unless it looks like a matrix.
+    """
+    wanted = not looks_like_a_matrix(param.shape) if second is None else second
+    keys = (*MOMENTA, SECOND) if wanted else MOMENTA
+    tensors = {key: torch.zeros_like(param, dtype=dtype) for key in keys}
     return tensors | {key: torch.zeros((), dtype=dtype, device=param.device) for key in SCALAR_STATE}
 
 
@@ -72,6 +89,7 @@ def accumulate(
     names: tuple[str, ...],
     layouts: tuple[MatrixLayout, ...],
     rates: MomentumRates,
+    scaled: Collection[str],
 ) -> Moments:
     """Fold the gradients of one step into the running averages.
 
@@ -81,6 +99,7 @@ def accumulate(
         names: the tensors.
         layouts: their layouts.
         rates: the averages' decay rates.
+        scaled: names of the tensors that have a second moment.
     """
     dims = [len(layout.shape) for layout in layouts]
     squares = torch.stack([total_mean(g.square(), k) for g, k in zip(grads, dims, strict=True)], dim=-1)
@@ -113,18 +132,24 @@ def accumulate(
         for grad, factor, k in zip(grads, clip.unbind(-1), dims, strict=True)
     ]
 
-    def averaged(key: str, values: list[Tensor], rate: float) -> list[Tensor]:
+    def averaged(key: str, rate: float) -> list[Tensor]:
         weight = (1 - rate) * done
         return [
-            torch.lerp(state[f"{n}/{key}"], v, spread(weight, k))
-            for n, v, k in zip(names, values, dims, strict=True)
+            torch.lerp(state[f"{n}/{key}"], g, spread(weight, k))
+            for n, g, k in zip(names, safe, dims, strict=True)
         ]
+
+    weight = (1 - rates.second) * done
+    second = [
+        torch.lerp(state[f"{n}/{SECOND}"], g.square(), spread(weight, k)) if n in scaled else None
+        for n, g, k in zip(names, safe, dims, strict=True)
+    ]
 
     return Moments(
         grads=safe,
-        slow=averaged(SLOW, safe, rates.slow),
-        fast=averaged(FAST, safe, rates.fast),
-        second=averaged(SECOND, [g.square() for g in safe], rates.second),
+        slow=averaged(SLOW, rates.slow),
+        fast=averaged(FAST, rates.fast),
+        second=second,
         scalars=scalars,
         step=taken.clamp(min=1.0),
         power=unbiased,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nfopt.checkpoints import Checkpoint, digest_of
 from nfopt.errors import OptimizerError
 from nfopt.optim.guard_report import FIRST, LAST, GuardReport, marks_after, read_report
-from nfopt.optim.moments import SCALAR_STATE, SKIPPED, STEP, TENSOR_STATE, initial_state
+from nfopt.optim.moments import SCALAR_STATE, SECOND, SKIPPED, STEP, TENSOR_STATE, initial_state
 from nfopt.optim.restore import RULE_DIGEST, STEPS_TAKEN, check_saved_state
 from nfopt.optim.rule import LearnedUpdateRule, common_work_dtype, work_dtype
 from nfopt.optim.rule_checkpoint import NOMINAL, read_rule
@@ -169,8 +169,8 @@ class NFOptimizer(torch.optim.Optimizer):
         like = next(iter(self.state[next(iter(params.values()))].values()))
         factor = self.schedule.factor(taken)
         scale = torch.tensor([factor * lr for lr in self._option("lr", active)], dtype=like.dtype)
-        keys = (*TENSOR_STATE, *SCALAR_STATE)
-        state = {f"{n}/{k}": self.state[p][k] for n, p in params.items() for k in keys}
+        self._add_second_moments(rule, params)
+        state = {f"{n}/{k}": value for n, p in params.items() for k, value in self.state[p].items()}
         updates, new_state = rule(
             self._theta_for(rule, like),
             params,
@@ -195,7 +195,8 @@ class NFOptimizer(torch.optim.Optimizer):
         marks = marks_after(states, new, step)
         for name, state in states.items():
             for key in TENSOR_STATE:
-                state[key] = new[f"{name}/{key}"]
+                if (value := new.get(f"{name}/{key}")) is not None:
+                    state[key] = value
         # The scalars come as views of one vector; copied, each tensor keeps memory of its own.
         old = [state[key] for state in states.values() for key in SCALAR_STATE]
         values = [new[f"{name}/{key}"] for name in states for key in SCALAR_STATE]
@@ -295,6 +296,13 @@ class NFOptimizer(torch.optim.Optimizer):
             for key in (FIRST, LAST):
                 if key not in state:
                     state[key] = torch.zeros_like(state[STEP])
+
+    def _add_second_moments(self, rule: LearnedUpdateRule, params: Mapping[str, Tensor]) -> None:
+        """Give them to what looked like a matrix before the model was traced, but is none (an embedding)."""
+        for name in rule.scaled:
+            state = self.state[params[name]]
+            if SECOND not in state:
+                state[SECOND] = torch.zeros_like(params[name], dtype=state[STEP].dtype)
 
     def _option(self, key: str, active: Mapping[str, tuple[Tensor, dict[str, Any]]]) -> list[float]:
         """Return an option of the groups for each active parameter; groups may have been edited since."""

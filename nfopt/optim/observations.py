@@ -17,7 +17,7 @@ from nfopt.symmetry.axes import atoms_of
 from nfopt.weightspace.incidence import Incidence, MatrixLayout
 
 MOST_STEPS = 2000.0
-ENTRY_FEATURES = ("weight", "momentum", "second", "signal")
+ENTRY_FEATURES = ("weight", "momentum", "signal")
 TENSOR_FEATURES = (
     "weight_scale",
     "signal",
@@ -46,33 +46,27 @@ class Pooled:
     """Mean squares of one quantity of every tensor.
 
     Attributes:
-        rows: per tensor, averaged over all but its output dimensions, which stay (the rest has size 1).
-        cols: per tensor, averaged over all but its input dimensions, or None where it has none.
-        entries: rows and columns of all tensors in the incidence's order.
+        entries: rows and columns of all tensors in the incidence's order, averaged over the rest.
         totals: averaged over each whole tensor.
     """
 
-    rows: list[Float[Tensor, "..."]]
-    cols: list[Float[Tensor, "..."] | None]
     entries: Float[Tensor, "*batch entries"]
     totals: Float[Tensor, "*batch tensors"]
 
 
 def pool(squares: list[Float[Tensor, "..."]], layouts: tuple[MatrixLayout, ...]) -> Pooled:
     """Average the squares of every tensor over rows, columns and everything."""
-    rows: list[Tensor] = []
-    cols: list[Tensor | None] = []
     pieces: list[Tensor] = []
+    totals: list[Tensor] = []
     for square, layout in zip(squares, layouts, strict=True):
         dims = len(layout.shape)
-        batch = square.dim() - dims
-        rows.append(_mean_but(square, layout.out_dims, dims))
-        pieces.append(rows[-1].reshape(*square.shape[:batch], layout.out_size))
-        cols.append(_mean_but(square, layout.in_dims, dims) if layout.in_dims else None)
-        if (col := cols[-1]) is not None:
-            pieces.append(col.reshape(*square.shape[:batch], layout.in_size))
-    totals = [total_mean(row, len(layout.shape)) for row, layout in zip(rows, layouts, strict=True)]
-    return Pooled(rows, cols, torch.cat(pieces, dim=-1), torch.stack(totals, dim=-1))
+        batch = square.shape[: square.dim() - dims]
+        rows = _mean_but(square, layout.out_dims, dims)
+        totals.append(total_mean(rows, dims))
+        pieces.append(rows.reshape(*batch, layout.out_size))
+        if layout.in_dims:
+            pieces.append(_mean_but(square, layout.in_dims, dims).reshape(*batch, layout.in_size))
+    return Pooled(torch.cat(pieces, dim=-1), torch.stack(totals, dim=-1))
 
 
 def _mean_but(tensor: Float[Tensor, "..."], kept: tuple[int, ...], dims: int) -> Float[Tensor, "..."]:
@@ -110,8 +104,8 @@ class Observed:
 
     Attributes:
         weight: mean squares of the weights.
-        momentum: mean squares of the slow momentum.
-        second: second moments.
+        slow: mean squares of the slow momentum.
+        fast: mean squares of the fast momentum.
         agreement: cosine between the fast and the slow momentum.
         alive: from `directions.liveness`; what is read off a gradient of rounding noise counts as 0.
         decline: power of the gradient as a share of its largest so far.
@@ -120,8 +114,8 @@ class Observed:
     """
 
     weight: Pooled
-    momentum: Pooled
-    second: Pooled
+    slow: Pooled
+    fast: Pooled
     agreement: Float[Tensor, "*batch tensors"]
     alive: Float[Tensor, "*batch tensors"]
     decline: Float[Tensor, "*batch tensors"]
@@ -135,7 +129,7 @@ def features(
     rates: MomentumRates,
     weight_unit: Float[Tensor, " tensors"],
     static: Float[Tensor, "tensors 8"],
-) -> tuple[Float[Tensor, "*batch entries 4"], Float[Tensor, "*batch tensors 19"]]:
+) -> tuple[Float[Tensor, "*batch entries 3"], Float[Tensor, "*batch tensors 19"]]:
     """Return the features named in ENTRY_FEATURES and TENSOR_FEATURES.
 
     Args:
@@ -145,25 +139,25 @@ def features(
         weight_unit: the weights' usual RMS: 1 / sqrt(fan-in) for matrices and kernels, 1 for the rest.
         static: from `static_features`.
     """
-    # What turns slow^2 / second into the ratio of the unbiased averages, as a log.
-    correction = 0.5 * torch.log1p(-(rates.second**seen.step)) - torch.log1p(-(rates.slow**seen.step))
+    # What turns slow / fast into the ratio of the unbiased averages, as a log. Where gradients are all signal
+    # the momenta are equal; where they are all noise the slower one averages it away.
+    correction = torch.log1p(-(rates.fast**seen.step)) - torch.log1p(-(rates.slow**seen.step))
     of = incidence.entry_tensor
 
     def relative(pooled: Pooled) -> Tensor:
         return _bounded(_log_ratio(pooled.entries, pooled.totals.index_select(-1, of)))
 
     alive = seen.alive.index_select(-1, of)
-    signal = _log_ratio(seen.momentum.entries, seen.second.entries) + correction.index_select(-1, of)
-    momentum, second = relative(seen.momentum), relative(seen.second)
+    signal = _log_ratio(seen.slow.entries, seen.fast.entries) + correction.index_select(-1, of)
     entries = torch.stack(
-        [relative(seen.weight), alive * momentum, alive * second, alive * _bounded(signal)], dim=-1
+        [relative(seen.weight), alive * relative(seen.slow), alive * _bounded(signal)], dim=-1
     )
-    evenness = _evenness(seen.momentum, incidence)
+    evenness = _evenness(seen.slow, incidence)
     wide = torch.ones_like(seen.alive)
     dynamic = torch.stack(
         [
             _bounded(_log_ratio(seen.weight.totals, weight_unit.square())),
-            seen.alive * _bounded(_log_ratio(seen.momentum.totals, seen.second.totals) + correction),
+            seen.alive * _bounded(_log_ratio(seen.slow.totals, seen.fast.totals) + correction),
             seen.alive * seen.agreement,
             seen.alive * _bounded(_log_ratio(seen.decline, torch.ones_like(seen.decline))),
             seen.alive * evenness[..., 0],

@@ -20,29 +20,29 @@ def orthogonalise(
     For a matrix more than twice as wide as high, the product of the polynomials is accumulated on the small
     Gram matrix, and the matrix itself is touched twice instead of twice in every iteration.
     """
-    wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    wide = (matrix.mT if tall else matrix).reshape(-1, *sorted(matrix.shape[-2:]))
     norm = wide.square().sum(dim=(-2, -1), keepdim=True).sqrt()
     x = wide / norm.clamp(min=1e-30)
     x = _on_gram(x, iterations) if x.shape[-1] > 2 * x.shape[-2] else _on_matrix(x, iterations)
-    return x if matrix.shape[-2] <= matrix.shape[-1] else x.mT
+    return (x.mT if tall else x).reshape(matrix.shape)
 
 
-def _on_matrix(x: Float[Tensor, "*batch low high"], iterations: int) -> Float[Tensor, "*batch low high"]:
+def _on_matrix(x: Float[Tensor, "batch low high"], iterations: int) -> Float[Tensor, "batch low high"]:
     a, b, c = QUINTIC
     for _ in range(iterations):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
-def _on_gram(x: Float[Tensor, "*batch low high"], iterations: int) -> Float[Tensor, "*batch low high"]:
+def _on_gram(x: Float[Tensor, "batch low high"], iterations: int) -> Float[Tensor, "batch low high"]:
     a, b, c = QUINTIC
-    identity = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-    gram = x @ x.mT
-    total = identity
+    diagonal = a * torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+    gram, total = torch.bmm(x, x.mT), None
     for i in range(iterations):
-        factor = a * identity + b * gram + c * (gram @ gram)
-        total = factor @ total
+        factor = torch.baddbmm(torch.add(diagonal, gram, alpha=b), gram, gram, alpha=c)
+        total = factor if total is None else torch.bmm(factor, total)
         if i + 1 < iterations:
-            gram = factor @ gram @ factor
-    return total @ x
+            gram = torch.bmm(torch.bmm(factor, gram), factor)
+    return x if total is None else torch.bmm(total, x)

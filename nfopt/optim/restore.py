@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nfopt.errors import OptimizerError
-from nfopt.optim.moments import initial_state
+from nfopt.optim.moments import SECOND, initial_state
 
 STEPS_TAKEN = "steps_taken"
 RULE_DIGEST = "rule_digest"
@@ -73,7 +73,10 @@ def _check_groups(saved: Sequence[Group], groups: Sequence[Group]) -> None:
 
 
 def _check_entry(entry: Any, name: str, param: Tensor) -> None:
-    expected = initial_state(torch.empty(param.shape, dtype=param.dtype, device="meta"), torch.float32)
+    blank = torch.empty(param.shape, dtype=param.dtype, device="meta")
+    expected = initial_state(blank, torch.float32)
+    if isinstance(entry, Mapping) and SECOND in entry:
+        expected[SECOND] = blank
     for key, like in expected.items():
         value = entry.get(key) if isinstance(entry, Mapping) else None
         if not isinstance(value, Tensor):

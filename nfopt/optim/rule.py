@@ -1,13 +1,14 @@
 """LearnedUpdateRule: the optimizer's pure part, from (params, grads, state, progress) to (updates, state).
 
-Per tensor W (rows x columns x kernel positions), with fast and slow momentum and a second moment as state:
+Per tensor W (rows x columns x kernel positions), with a fast and a slow momentum as state, and a second
+moment unless it is a matrix:
 
     observe   statistics of rows, columns and tensors              observations.py
     decide    a role-tied network proposes bounded controls         nn/tokens.py, controls.py
-    mix       d = live * unit(own + a (adam - own) + b (factored - own))   directions.py
-    update    -s * schedule * exp(log step) * row gain * column gain * d - s * schedule * decay * W
+    direct    d = orthogonalised mixed momentum for matrices, Adam with it for the rest   directions.py
+    update    -s * schedule * live * exp(log step) * row gain * column gain * d - s * schedule * decay * W
 
-where `own` is orthogonalised momentum for matrices and Adam for the rest, and s the nominal step. With
+with s the nominal step, and `live` near 0 where the gradient has gone. With
 the network's output layers at zero this is the nominal optimizer. No control flow depends on data, and all of
 theta, params, grads and state may have the same leading dimensions, in which copies run side by side.
 """
@@ -26,7 +27,7 @@ from nfopt.optim import directions, observations
 from nfopt.optim.controls import CONTROL_NAMES, Controls, bound
 from nfopt.optim.directions import MomentumRates, spread
 from nfopt.optim.moments import Moments, accumulate, initial_state
-from nfopt.optim.observations import ENTRY_FEATURES, TENSOR_FEATURES, Observed, Pooled, pool
+from nfopt.optim.observations import ENTRY_FEATURES, TENSOR_FEATURES, Observed, pool
 from nfopt.optim.schedule import linear_schedule
 from nfopt.symmetry import PermutationSpec
 from nfopt.weightspace.incidence import Incidence, MatrixLayout, Side, build_incidence
@@ -78,6 +79,7 @@ class LearnedUpdateRule:
         self.names = self.incidence.names
         self.layouts: dict[str, MatrixLayout] = dict(zip(self.names, self.incidence.layouts, strict=True))
         self.matrices = frozenset(n for n in self.names if _is_matrix(spec, n, self.layouts[n]))
+        self.scaled = frozenset(self.names) - self.matrices
         self.network = TokenNetwork(
             entry_features=len(ENTRY_FEATURES),
             tensor_features=len(TENSOR_FEATURES),
@@ -101,7 +103,7 @@ class LearnedUpdateRule:
         return {
             f"{name}/{key}": value
             for name in self.names
-            for key, value in initial_state(params[name], work).items()
+            for key, value in initial_state(params[name], work, second=name in self.scaled).items()
         }
 
     def __call__(
@@ -137,14 +139,18 @@ class LearnedUpdateRule:
         weights = [params[n].to(work) for n in self.names]
         layouts = self.incidence.layouts
         moments = accumulate(
-            [grads[n].to(work) for n in self.names], state, self.names, layouts, self.config.rates
+            [grads[n].to(work) for n in self.names],
+            state,
+            self.names,
+            layouts,
+            self.config.rates,
+            self.scaled,
         )
-        second = pool(moments.second, layouts)
         alive = directions.liveness(moments.power, moments.peak)
         seen = Observed(
             weight=pool([w.square() for w in weights], layouts),
-            momentum=pool([m.square() for m in moments.slow], layouts),
-            second=second,
+            slow=pool([m.square() for m in moments.slow], layouts),
+            fast=pool([m.square() for m in moments.fast], layouts),
             agreement=observations.cosines(moments.fast, moments.slow, layouts),
             alive=alive,
             decline=moments.power / moments.peak.clamp(min=directions.TINY),
@@ -152,7 +158,7 @@ class LearnedUpdateRule:
             progress=progress[..., None],
         )
         controls = self._decide(theta, seen, moments.trust)
-        moves = self._mix(moments, second, controls)
+        moves = self._directions(moments, controls)
 
         scale = linear_schedule(progress)[..., None] if step_scale is None else step_scale
         scale = torch.where(moments.finite[..., None], scale, torch.zeros_like(scale)).to(work)
@@ -174,31 +180,26 @@ class LearnedUpdateRule:
         outputs, entry_outputs = self.network(network, self.incidence, entries, tensors)
         return bound(outputs, entry_outputs, trust, trust.index_select(-1, self.incidence.entry_tensor))
 
-    def _mix(self, moments: Moments, second: Pooled, controls: Controls) -> list[Tensor]:
-        """Return each tensor's direction, at RMS 1 before the gains."""
+    def _directions(self, moments: Moments, controls: Controls) -> list[Tensor]:
+        """Return each tensor's direction, at RMS 1."""
         weights = directions.lookahead_weights(controls.fast_share, moments.step, self.config.rates)
         slow, fast, grad = (w.unbind(-1) for w in weights)
         dims = [len(layout.shape) for layout in self.incidence.layouts]
-        momenta = [
+        found = [
             spread(slow[i], k) * moments.slow[i]
             + spread(fast[i], k) * moments.fast[i]
             + spread(grad[i], k) * moments.grads[i]
             for i, k in enumerate(dims)
         ]
-        adam = [directions.adam(m, v, k) for m, v, k in zip(momenta, moments.second, dims, strict=True)]
-        own = list(adam)
-        chosen = [i for i, name in enumerate(self.names) if name in self.matrices]
+        chosen = [i for i, second in enumerate(moments.second) if second is None]
         layouts = [self.incidence.layouts[i] for i in chosen]
-        turned = directions.orthogonal([momenta[i] for i in chosen], layouts)
+        turned = directions.orthogonal([found[i] for i in chosen], layouts)
         for i, direction in zip(chosen, turned, strict=True):
-            own[i] = direction
-        adam_weight, factored_weight = controls.adam_weight.unbind(-1), controls.factored_weight.unbind(-1)
-        moves = []
-        for i, k in enumerate(dims):
-            a, b = spread(adam_weight[i], k), spread(factored_weight[i], k)
-            flat = directions.factored(momenta[i], second.rows[i], second.cols[i], k)
-            moves.append(directions.unit_rms((1 - a - b) * own[i] + a * adam[i] + b * flat, k))
-        return moves
+            found[i] = direction
+        for i, second in enumerate(moments.second):
+            if second is not None:
+                found[i] = directions.adam(found[i], second, dims[i])
+        return found
 
     def _scale(
         self, moves: list[Tensor], weights: list[Tensor], gain: Tensor, sizes: Tensor, shrink: Tensor

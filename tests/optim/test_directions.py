@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from nfopt.optim import directions
 from nfopt.optim.directions import MomentumRates
-from nfopt.optim.observations import pool
 from nfopt.symmetry import PermutationSpec
 from nfopt.weightspace.incidence import MatrixLayout
 
@@ -28,10 +27,8 @@ def test_every_direction_has_rms_one_whatever_the_gradients_scale(seed: int, log
     momentum = torch.randn(3, 5, 2, 2, generator=generator) * 10**log_scale
     second = momentum.square() * (1 + torch.rand(3, 5, 2, 2, generator=generator))
     layout = layout_of(3, 5, 2, 2)
-    pooled = pool([second], (layout,))
     for direction in (
         directions.adam(momentum, second, 4),
-        directions.factored(momentum, pooled.rows[0], pooled.cols[0], 4),
         directions.orthogonal([momentum], [layout])[0],
     ):
         assert rms(direction) == pytest.approx(1.0, rel=1e-4)
@@ -39,9 +36,7 @@ def test_every_direction_has_rms_one_whatever_the_gradients_scale(seed: int, log
 
 def test_a_zero_gradient_gives_zero_directions() -> None:
     zero = torch.zeros(3, 5)
-    pooled = pool([zero], (layout_of(3, 5),))
     assert not directions.adam(zero, zero, 2).any()
-    assert not directions.factored(zero, pooled.rows[0], pooled.cols[0], 2).any()
     assert not directions.orthogonal([zero], [layout_of(3, 5)])[0].any()
 
 
@@ -58,15 +53,6 @@ def test_adam_matches_torch_adam_up_to_its_scale() -> None:
         reference.step()
     moved = before - param.detach()
     assert torch.allclose(directions.adam(slow, second, 2), directions.unit_rms(moved, 2), atol=1e-7)
-
-
-def test_factored_equals_adam_when_the_second_moment_has_rank_one() -> None:
-    rows, cols = torch.rand(3, 1) + 0.5, torch.rand(1, 5) + 0.5
-    momentum = torch.randn(3, 5)
-    pooled = pool([rows * cols], (layout_of(3, 5),))
-    expected = directions.adam(momentum, rows * cols, 2)
-    found = directions.factored(momentum, pooled.rows[0], pooled.cols[0], 2)
-    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_only_gradients_at_rounding_level_are_dead() -> None:
