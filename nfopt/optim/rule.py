@@ -16,6 +16,7 @@ theta, params, grads and state may have the same leading dimensions, in which co
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -56,6 +57,21 @@ class RuleConfig:
     rates: MomentumRates = field(default_factory=MomentumRates)
     hidden: int = 4
     couple: bool = True
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One step of the rule.
+
+    Attributes:
+        updates: to be added to the parameters.
+        state: the new state.
+        controls: what the network decided.
+    """
+
+    updates: dict[str, Tensor]
+    state: dict[str, Tensor]
+    controls: Controls
 
 
 class LearnedUpdateRule:
@@ -113,10 +129,23 @@ class LearnedUpdateRule:
         grads: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
         progress: Float[Tensor, ""],
+        **options: Any,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the updates and the state of `propose`, which takes the same arguments."""
+        proposal = self.propose(theta, params, grads, state, progress, **options)
+        return proposal.updates, proposal.state
+
+    def propose(
+        self,
+        theta: Mapping[str, Tensor],
+        params: Mapping[str, Tensor],
+        grads: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        progress: Float[Tensor, ""],
         *,
         step_scale: Float[Tensor, " tensors"] | None = None,
         weight_decay: Sequence[float] | None = None,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    ) -> "Proposal":
         """Propose one step.
 
         All of theta, params, grads and state may have the same leading dimensions: one copy each.
@@ -130,9 +159,8 @@ class LearnedUpdateRule:
             step_scale: factor on each tensor's step size; default: the built-in schedule at `progress`.
             weight_decay: one per tensor, in place of the config's; it acts on matrices only.
 
-        Returns:
-            Updates to be added to the parameters, and the new state. If any gradient is not finite, the
-            updates are zero and the state stays, but for the count of skipped steps.
+        If any gradient is not finite, the updates are zero and the state stays, but for the count of skipped
+        steps.
         """
         work = common_work_dtype(params[n].dtype for n in self.names)
         self._move_to(params[self.names[0]].device, work)
@@ -166,9 +194,10 @@ class LearnedUpdateRule:
         decay = self._decay if weight_decay is None else torch.tensor(weight_decay).to(self._decay)
         shrink = scale * self._is_matrix * self.config.matrix_step * decay * torch.exp(controls.log_decay)
         updates = self._scale(moves, weights, controls.gain, sizes, shrink)
-        return (
+        return Proposal(
             {n: u.to(params[n].dtype) for n, u in zip(self.names, updates, strict=True)},
             moments.state(self.names),
+            controls,
         )
 
     def _decide(self, theta: Mapping[str, Tensor], seen: Observed, trust: Tensor) -> Controls:

@@ -13,14 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from nfopt.errors import NfoptError, TraceError
+from nfopt.errors import NfoptError, NfoptWarning, TraceError
 from nfopt.symmetry import PermutationSpec
 from nfopt.symmetry.skeleton import unwrap
 from nfopt.symmetry.trace import trace_permutation_spec
-
-
-class NfoptWarning(UserWarning):
-    """Something that the optimizer does differently from what its user may expect, said once."""
 
 
 class _FirstForward:

@@ -1,7 +1,7 @@
 """Recipes: strict YAML files that drive every job."""
 
 # The jobs enter themselves.
-from nfopt.recipe import bench_optimizers, compare, heldout, meta_train, race, train_timm
+from nfopt.recipe import bench_optimizers, compare, heldout, meta_train, portrait, race, train_timm
 from nfopt.recipe.job import JOBS, Job, JobResult, Recipe, RunContext, Table, job
 from nfopt.recipe.run import LoadedRecipe, Outcome, load_recipe, recipe_faults, run_recipe
 from nfopt.recipe.source import Fault
@@ -22,6 +22,7 @@ __all__ = [
     "job",
     "load_recipe",
     "meta_train",
+    "portrait",
     "race",
     "recipe_faults",
     "run_recipe",
