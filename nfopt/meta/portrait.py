@@ -95,7 +95,7 @@ def lesion_losses(
     lesions: Mapping[str, Lesion],
     seeds: Sequence[int],
 ) -> dict[str, dict[str, float | None]]:
-    """Return by how much each lesion raises the final validation loss, and the loss of the whole learned part.
+    """Return by how much each lesion, and the nominal point, raise the final validation loss.
 
     Every variant trains the same instances. Values are mean and standard error of the paired differences in
     nats to the intact rule; None where a training diverged.
