@@ -177,6 +177,15 @@ def _split(block: Block, permuted: frozenset[str]) -> LayoutBlock:
     )
 
 
+def check_channels(layout: WeightLayout, **counts: int) -> None:
+    """Check that there is something to read and that numbers of channels are positive; raises LayoutError."""
+    if not layout.blocks:
+        raise LayoutError("the layout has no block: there is nothing to read.")
+    for name, count in counts.items():
+        if not count >= 1:
+            raise LayoutError(f"{name} is {count!r}; it must be 1 or more.")
+
+
 def io_atoms(plan: BlockPlan) -> set[str]:
     """Return the fixed atoms of inputs and outputs: alone on their tensor dimension, never a kernel's."""
     candidates, excluded = set(), set()

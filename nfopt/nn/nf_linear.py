@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nfopt.nn.layout import LayoutError, WeightLayout, io_atoms
-from nfopt.nn.pooled_linear import PooledLinear, check_channels
+from nfopt.nn.layout import LayoutError, WeightLayout, check_channels, io_atoms
+from nfopt.nn.pooled_linear import PooledLinear
 
 
 class HNPLinear(PooledLinear):

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nfopt.errors import unknown_name
-from nfopt.nn.layout import LayoutError, WeightLayout
+from nfopt.nn.layout import WeightLayout, check_channels
 from nfopt.nn.orbits import Reading, Resolution, Writing, parts_fit, resolutions
 from nfopt.nn.resolution import Reduction, add_up, compile_reader, write
 
@@ -168,15 +168,6 @@ def constant_writings(layout: WeightLayout) -> list[Writing]:
         if parts_fit(layout, [atoms[group[0]] for group in writing.constant]):
             found.append(writing)
     return found
-
-
-def check_channels(layout: WeightLayout, **counts: int) -> None:
-    """Check that there is something to read and that numbers of channels are positive; raises LayoutError."""
-    if not layout.blocks:
-        raise LayoutError("the layout has no block: there is nothing to read.")
-    for name, count in counts.items():
-        if not count >= 1:
-            raise LayoutError(f"{name} is {count!r}; it must be 1 or more.")
 
 
 def _selected(resolution: Resolution, pairs: Pairs | None) -> Resolution | None:

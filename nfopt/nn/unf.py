@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nfopt.nn.layout import LayoutBlock, WeightLayout
+from nfopt.nn.layout import LayoutBlock, WeightLayout, check_channels
 from nfopt.nn.orbits import Group, set_partitions
-from nfopt.nn.pooled_linear import check_channels
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,254 @@
+"""NeuralFunctional: a stack of spec-bound layers with an invariant or an equivariant head."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nfopt.errors import unknown_name
+from nfopt.nn.attention import NPAttention
+from nfopt.nn.dws import DWSLinear
+from nfopt.nn.encoding import Encoding, GaussianFourierFeatures, PositionEncoding
+from nfopt.nn.layout import LayoutError, WeightLayout, weight_layout
+from nfopt.nn.nf_linear import HNPLinear, NPLinear, PointwiseLinear
+from nfopt.nn.normalisation import ChannelDropout, Over, WeightSpaceNorm, WeightStandardiser
+from nfopt.nn.pooling import InvariantPooling, Statistic
+from nfopt.nn.resolution import Reduction
+from nfopt.nn.unf import UNFLinear
+from nfopt.symmetry.spec import PermutationSpec
+
+LayerKind: TypeAlias = Literal["dws", "hnp", "np", "attention", "unf", "pointwise"]
+Head: TypeAlias = Literal["invariant", "equivariant"]
+Activation: TypeAlias = Literal["relu", "gelu", "silu"]
+_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+_PERMUTES_IO: tuple[LayerKind, ...] = ("np", "attention")
+
+
+@dataclass(frozen=True)
+class NeuralFunctionalConfig:
+    """What a `NeuralFunctional` is made of.
+
+    Attributes:
+        layer: "dws", "hnp" and "unf" follow the permutations of hidden neurons; "np" and "attention" (NFT)
+        those
+            of inputs and outputs too, unless `position` tells these apart; "pointwise" is the ablation.
+        head: "invariant" returns a vector per net, "equivariant" tensors of the net's shapes.
+        outputs: channels of the head.
+        in_channels: channels per weight read.
+        channels: channels per element inside.
+        depth: number of layers before the head.
+        residual: x + depth^-1/2 layer(activation(norm(x))) after the first layer; else the layers follow each
+        other. norm: over "element", "tensor", or None.
+        activation: "relu", "gelu" or "silu".
+        dropout: probability of `ChannelDropout` in each layer.
+        fourier_frequencies: frequencies of `GaussianFourierFeatures` of the weights; 0 for none.
+        fourier_scale: their scale.
+        position: kind of `PositionEncoding`, or None.
+        reduction: "mean", or "max" (for "dws").
+        heads: heads of the attention.
+        pooling: statistics of the invariant head.
+        head_hidden: width of the hidden layer of the invariant head; 0 for a linear one.
+        output_scale: factor on the outputs of the head (editing starts near no edit with .01, as in NFN).
+    """
+
+    layer: LayerKind = "dws"
+    head: Head = "invariant"
+    outputs: int = 1
+    in_channels: int = 1
+    channels: int = 32
+    depth: int = 4
+    residual: bool = True
+    norm: Over | None = "element"
+    activation: Activation = "relu"
+    dropout: float = 0.0
+    fourier_frequencies: int = 0
+    fourier_scale: float = 1.0
+    position: Encoding | None = None
+    reduction: Reduction = "mean"
+    heads: int = 4
+    pooling: tuple[Statistic, ...] = ("mean",)
+    head_hidden: int = 64
+    output_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field, kinds in (("layer", LayerKind), ("head", Head), ("activation", Activation)):
+            if getattr(self, field) not in get_args(kinds):
+                raise unknown_name(field, getattr(self, field), get_args(kinds))
+        for field in ("outputs", "in_channels", "channels", "depth", "heads"):
+            if not getattr(self, field) >= 1:
+                raise LayoutError(
+                    f"NeuralFunctionalConfig.{field} is {getattr(self, field)!r}; it must be 1 or more."
+                )
+        for field in ("fourier_frequencies", "head_hidden"):
+            if not getattr(self, field) >= 0:
+                raise LayoutError(
+                    f"NeuralFunctionalConfig.{field} is {getattr(self, field)!r}; it must be 0 or more."
+                )
+        if self.reduction != "mean" and self.layer != "dws":
+            raise LayoutError(f"reduction {self.reduction!r} is for layer 'dws' alone, not {self.layer!r}.")
+
+
+class NeuralFunctional(nn.Module):
+    """A network over the weights of nets of one architecture.
+
+    Weights are standardised (once `standardiser.fit` was called), encoded, lifted to channels, passed through
+    equivariant layers, and read out. It follows the spec's permutations whatever the configuration.
+
+    Args:
+        spec: the permutation spec of the nets.
+        config: what it is made of.
+        names: tensors that it reads and, with an equivariant head, writes (default: all of the spec).
+        generator: source of the initial weights.
+
+    Raises:
+        PermutationSpecError: the spec has no tensor of one of the names.
+        LayoutError: there is nothing to read.
+    """
+
+    def __init__(
+        self,
+        spec: PermutationSpec,
+        config: NeuralFunctionalConfig,
+        names: Iterable[str] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.layout = layout = weight_layout(spec, names, permute_io=config.layer in _PERMUTES_IO)
+        c = config.channels
+        self.standardiser = WeightStandardiser(layout, config.in_channels)
+        width = config.in_channels
+        fourier = None
+        if config.fourier_frequencies:
+            fourier = GaussianFourierFeatures(
+                width, config.fourier_frequencies, scale=config.fourier_scale, generator=generator
+            )
+            width = fourier.out_channels
+        self.fourier = fourier
+        self.lift = _linear(layout, config, width, c, generator)
+        self.position = None
+        if config.position is not None:
+            self.position = PositionEncoding(layout, c, config.position, generator=generator)
+        self.layers = nn.ModuleList(_Layer(layout, config, generator) for _ in range(config.depth - 1))
+        self.last_norm = None if config.norm is None else WeightSpaceNorm(layout, c, config.norm)
+        if config.head == "equivariant":
+            self.head = _linear(layout, config, c, config.outputs, generator)
+        else:
+            self.head = _InvariantHead(layout, config, generator)
+
+    def forward(
+        self, tensors: Mapping[str, Float[Tensor, "..."]]
+    ) -> Float[Tensor, "*batch outputs"] | dict[str, Float[Tensor, "..."]]:
+        """Read the weights of one net or of a batch of nets.
+
+        Args:
+            tensors: by name [*batch, *shape], or with more than one `in_channels` [*batch, *shape,
+            in_channels].
+
+        Returns:
+            With an invariant head [*batch, outputs]; with an equivariant one tensors by name
+            [*batch, *shape], or with more than one of `outputs` [*batch, *shape, outputs].
+
+        Raises:
+            PermutationSpecError: a tensor is not the spec's.
+            LayoutError: the channels are not those configured.
+        """
+        config = self.config
+        values = self.encode(self.layout.enter(tensors, channels=config.in_channels > 1))
+        if isinstance(self.head, _InvariantHead):
+            return self.head(values) * config.output_scale
+        written = [each * config.output_scale for each in self.head(values)]
+        return self.layout.leave(written, channels=config.outputs > 1)
+
+    def encode(self, values: Sequence[Float[Tensor, "..."]]) -> list[Float[Tensor, "..."]]:
+        """Return the equivariant features before the head, from the values of `layout`.
+
+        Raises:
+            LayoutError: the values do not fit the layout.
+        """
+        hidden = self.standardiser(values)
+        if self.fourier is not None:
+            hidden = self.fourier(hidden)
+        hidden = self.lift(hidden)
+        if self.position is not None:
+            hidden = self.position(hidden)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        if self.last_norm is not None:
+            hidden = self.last_norm(hidden)
+        return [_ACTIVATIONS[self.config.activation](each) for each in hidden]
+
+
+class _Layer(nn.Module):
+    """One layer of the stack; attention is followed by a pointwise perceptron, as in a transformer."""
+
+    def __init__(
+        self, layout: WeightLayout, config: NeuralFunctionalConfig, generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        c = config.channels
+        self.config, self.layout = config, layout
+        self.scale = config.depth**-0.5
+        self.norm = None if config.norm is None else WeightSpaceNorm(layout, c, config.norm)
+        self.attention = None
+        if config.layer == "attention":
+            self.attention = NPAttention(layout, c, c, heads=config.heads, generator=generator)
+        self.linear = _linear(layout, config, c, c, generator)
+        self.dropout = ChannelDropout(config.dropout)
+
+    def forward(self, values: Sequence[Tensor]) -> list[Tensor]:
+        act, hidden = _ACTIVATIONS[self.config.activation], list(values)
+        if self.attention is not None:
+            heard = self.attention(hidden if self.norm is None else self.norm(hidden))
+            hidden = [each + self.scale * more for each, more in zip(hidden, heard, strict=True)]
+        read = hidden if self.norm is None else self.norm(hidden)
+        mixed = self.dropout(self.linear([act(each) for each in read]), self.layout)
+        if not self.config.residual:
+            return mixed
+        return [each + self.scale * more for each, more in zip(hidden, mixed, strict=True)]
+
+
+class _InvariantHead(nn.Module):
+    def __init__(
+        self, layout: WeightLayout, config: NeuralFunctionalConfig, generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        self.pooling = InvariantPooling(layout, config.channels, config.pooling)
+        self.activation = config.activation
+        sizes = [self.pooling.features, *([config.head_hidden] if config.head_hidden else []), config.outputs]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for rows, columns in pairwise(sizes):
+            self.weights.append(nn.Parameter(torch.randn(rows, columns, generator=generator) / rows**0.5))
+            self.biases.append(nn.Parameter(torch.zeros(columns)))
+
+    def forward(self, values: Sequence[Tensor]) -> Tensor:
+        x = self.pooling(values)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = (x if i == 0 else _ACTIVATIONS[self.activation](x)) @ weight + bias
+        return x
+
+
+def _linear(
+    layout: WeightLayout,
+    config: NeuralFunctionalConfig,
+    inputs: int,
+    outputs: int,
+    generator: torch.Generator | None,
+) -> nn.Module:
+    match config.layer:
+        case "dws":
+            return DWSLinear(layout, inputs, outputs, reduction=config.reduction, generator=generator)
+        case "hnp":
+            return HNPLinear(layout, inputs, outputs, generator=generator)
+        case "np":
+            return NPLinear(layout, inputs, outputs, generator=generator)
+        case "unf":
+            return UNFLinear(layout, inputs, outputs, generator=generator)
+        case "pointwise" | "attention":
+            return PointwiseLinear(layout, inputs, outputs, generator=generator)
