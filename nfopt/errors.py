@@ -40,6 +40,14 @@ class RecipeError(NfoptError):
     """A recipe has faults; the message lists all of them."""
 
 
+class PruningError(NfoptError):
+    """A pruning mask or plan cannot be made, or does not fit the model that it was given."""
+
+
+class NfoptWarning(UserWarning):
+    """Something that nfopt does differently from what its user may expect, said once."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str = "") -> UnknownNameError:
     """Build the error for an unknown `name` of a `kind`: the nearest known names, then all of them."""
     names = sorted(known)
