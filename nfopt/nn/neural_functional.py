@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isfinite
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -25,7 +26,8 @@ from nfopt.symmetry.spec import PermutationSpec
 LayerKind: TypeAlias = Literal["dws", "hnp", "np", "attention", "unf", "pointwise"]
 Head: TypeAlias = Literal["invariant", "equivariant"]
 Activation: TypeAlias = Literal["relu", "gelu", "silu"]
-_ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+# With the gain that gives a standard normal input a root mean square of 1 again (He et al. 2015, for relu).
+_ACTIVATIONS = {"relu": (F.relu, 2**0.5), "gelu": (F.gelu, 1.5335), "silu": (F.silu, 1.6765)}
 _PERMUTES_IO: tuple[LayerKind, ...] = ("np", "attention")
 
 
@@ -89,6 +91,8 @@ class NeuralFunctionalConfig:
                 raise LayoutError(
                     f"NeuralFunctionalConfig.{field} is {getattr(self, field)!r}; it must be 0 or more."
                 )
+        if not (isfinite(self.output_scale) and isfinite(self.fourier_scale)):
+            raise LayoutError("NeuralFunctionalConfig.output_scale and fourier_scale must be finite numbers.")
         if self.reduction != "mean" and self.layer != "dws":
             raise LayoutError(f"reduction {self.reduction!r} is for layer 'dws' alone, not {self.layer!r}.")
 
@@ -182,7 +186,7 @@ class NeuralFunctional(nn.Module):
             hidden = layer(hidden)
         if self.last_norm is not None:
             hidden = self.last_norm(hidden)
-        return [_ACTIVATIONS[self.config.activation](each) for each in hidden]
+        return [_activate(each, self.config.activation) for each in hidden]
 
 
 class _Layer(nn.Module):
@@ -203,12 +207,14 @@ class _Layer(nn.Module):
         self.dropout = ChannelDropout(config.dropout)
 
     def forward(self, values: Sequence[Tensor]) -> list[Tensor]:
-        act, hidden = _ACTIVATIONS[self.config.activation], list(values)
+        hidden = list(values)
         if self.attention is not None:
             heard = self.attention(hidden if self.norm is None else self.norm(hidden))
             hidden = [each + self.scale * more for each, more in zip(hidden, heard, strict=True)]
         read = hidden if self.norm is None else self.norm(hidden)
-        mixed = self.dropout(self.linear([act(each) for each in read]), self.layout)
+        mixed = self.dropout(
+            self.linear([_activate(each, self.config.activation) for each in read]), self.layout
+        )
         if not self.config.residual:
             return mixed
         return [each + self.scale * more for each, more in zip(hidden, mixed, strict=True)]
@@ -220,7 +226,7 @@ class _InvariantHead(nn.Module):
     ) -> None:
         super().__init__()
         self.pooling = InvariantPooling(layout, config.channels, config.pooling)
-        self.activation = config.activation
+        self.activation: Activation = config.activation
         sizes = [self.pooling.features, *([config.head_hidden] if config.head_hidden else []), config.outputs]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for rows, columns in pairwise(sizes):
@@ -230,8 +236,13 @@ class _InvariantHead(nn.Module):
     def forward(self, values: Sequence[Tensor]) -> Tensor:
         x = self.pooling(values)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = (x if i == 0 else _ACTIVATIONS[self.activation](x)) @ weight + bias
+            x = (x if i == 0 else _activate(x, self.activation)) @ weight + bias
         return x
+
+
+def _activate(x: Tensor, activation: Activation) -> Tensor:
+    function, gain = _ACTIVATIONS[activation]
+    return function(x) * gain
 
 
 def _linear(
