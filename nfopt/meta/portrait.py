@@ -15,9 +15,12 @@ from nfopt.meta.task import Task, Tensors
 from nfopt.meta.theta import ThetaLayout
 from nfopt.meta.unroll import TruncatedUnroll
 from nfopt.optim import LearnedUpdateRule
+from nfopt.optim.controls import Controls
 from nfopt.optim.schedule import linear_schedule
 
 NOMINAL = "nominal point"
+HELD = "fresh decisions in every step"
+HOLD_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,30 @@ class Decisions:
     fast_share: Tensor
     decay_factor: Tensor
     gain_spread: Tensor
+
+
+class HoldingRule:
+    """An update rule that asks the network only every so many steps and keeps to its last decisions."""
+
+    def __init__(self, rule: LearnedUpdateRule, every: int) -> None:
+        self.rule = rule
+        self.every = every
+        self._taken = 0
+        self._held: Controls | None = None
+
+    def init_state(self, params: Tensors) -> Tensors:
+        """Return the state before the first step."""
+        return self.rule.init_state(params)
+
+    def __call__(
+        self, theta: Tensors, params: Tensors, grads: Tensors, state: Tensors, progress: Tensor
+    ) -> tuple[Tensors, Tensors]:
+        """Return (updates, state)."""
+        held = self._held if self._taken % self.every else None
+        proposal = self.rule.propose(theta, params, grads, state, progress, controls=held)
+        self._held = proposal.controls
+        self._taken += 1
+        return proposal.updates, proposal.state
 
 
 class RecordingRule:
@@ -95,9 +122,10 @@ def lesion_losses(
     lesions: Mapping[str, Lesion],
     seeds: Sequence[int],
 ) -> dict[str, dict[str, float | None]]:
-    """Return by how much each lesion, and the nominal point, raise the final validation loss.
+    """Return by how much each lesion raises the final validation loss.
 
-    Every variant trains the same instances. Values are mean and standard error of the paired differences in
+    So do, beside the lesions, the nominal point, and decisions that are held for HOLD_STEPS steps. Every
+    variant trains the same instances. Values are mean and standard error of the paired differences in
     nats to the intact rule; None where a training diverged.
     """
     layout = ThetaLayout.of(theta)
@@ -105,12 +133,15 @@ def lesion_losses(
     nominal = {n: torch.zeros_like(v) if n in outputs else v for n, v in theta.items()}
     variants = {"": dict(theta), NOMINAL: nominal} | {name: cut(theta) for name, cut in lesions.items()}
     rows = torch.stack([layout.flatten(variant) for variant in variants.values()])
-    unroll = TruncatedUnroll(task, rules(task), layout, seeds, Objective(every=task.config.horizon))
+    objective = Objective(every=task.config.horizon)
+    unroll = TruncatedUnroll(task, rules(task), layout, seeds, objective)
     start = unroll.start().repeated(len(variants))
     ran = unroll.run(rows.repeat_interleave(len(seeds), 0), start, unroll.horizon)
     finals = ran.curve[-1].reshape(len(variants), len(seeds))
+    held = TruncatedUnroll(task, HoldingRule(rules(task), HOLD_STEPS), layout, seeds, objective)
+    finals = torch.cat([finals, held.run(rows[:1].repeat(len(seeds), 1), held.start(), held.horizon).curve])
     gaps = (finals[1:] - finals[0]).tolist()
     return {
         name: mean_and_error([gap if isfinite(gap) else None for gap in row])
-        for name, row in zip(list(variants)[1:], gaps, strict=True)
+        for name, row in zip([*list(variants)[1:], HELD], gaps, strict=True)
     }

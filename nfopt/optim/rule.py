@@ -145,6 +145,7 @@ class LearnedUpdateRule:
         *,
         step_scale: Float[Tensor, " tensors"] | None = None,
         weight_decay: Sequence[float] | None = None,
+        controls: Controls | None = None,
     ) -> "Proposal":
         """Propose one step.
 
@@ -158,6 +159,7 @@ class LearnedUpdateRule:
             progress: share of the training done with this step, in (0, 1].
             step_scale: factor on each tensor's step size; default: the built-in schedule at `progress`.
             weight_decay: one per tensor, in place of the config's; it acts on matrices only.
+            controls: decisions to follow, from an earlier step, in place of asking the network.
 
         If any gradient is not finite, the updates are zero and the state stays, but for the count of skipped
         steps.
@@ -185,7 +187,7 @@ class LearnedUpdateRule:
             step=moments.step,
             progress=progress[..., None],
         )
-        controls = self._decide(theta, seen, moments.trust)
+        controls = self._decide(theta, seen, moments.trust) if controls is None else controls
         moves = self._directions(moments, controls)
 
         scale = linear_schedule(progress)[..., None] if step_scale is None else step_scale
