@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nfopt.optim import guard
-from nfopt.optim.directions import MomentumRates, spread, total_mean
+from nfopt.optim.directions import MomentumRates, spread
 from nfopt.weightspace.incidence import MatrixLayout
 
 SLOW, FAST, SECOND = "slow", "fast", "second"
@@ -85,6 +85,7 @@ def initial_state(
 
 def accumulate(
     grads: list[Float[Tensor, "..."]],
+    squares: Float[Tensor, "*batch tensors"],
     state: Mapping[str, Tensor],
     names: tuple[str, ...],
     layouts: tuple[MatrixLayout, ...],
@@ -95,6 +96,7 @@ def accumulate(
 
     Args:
         grads: gradients in the state's dtype, one per tensor.
+        squares: their mean squares.
         state: from `LearnedUpdateRule.init_state` or `Moments.state`.
         names: the tensors.
         layouts: their layouts.
@@ -102,7 +104,6 @@ def accumulate(
         scaled: names of the tensors that have a second moment.
     """
     dims = [len(layout.shape) for layout in layouts]
-    squares = torch.stack([total_mean(g.square(), k) for g, k in zip(grads, dims, strict=True)], dim=-1)
     finite = squares.isfinite().all(dim=-1)
     done = finite.to(squares.dtype)
     before = {key: torch.stack([state[f"{n}/{key}"] for n in names], dim=-1) for key in SCALAR_STATE}
@@ -127,9 +128,10 @@ def accumulate(
         SKIPPED: before[SKIPPED] + (1 - done[..., None]),
         DAMPED: before[DAMPED] + done[..., None] * (trust < 1).to(done.dtype),
     }
+    kept = clip * done[..., None]
     safe = [
-        torch.where(spread(finite, k), grad * spread(factor, k), 0.0)
-        for grad, factor, k in zip(grads, clip.unbind(-1), dims, strict=True)
+        grad.nan_to_num(0.0, 0.0, 0.0) * spread(factor, k)
+        for grad, factor, k in zip(grads, kept.unbind(-1), dims, strict=True)
     ]
 
     def averaged(key: str, rate: float) -> list[Tensor]:

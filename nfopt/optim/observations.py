@@ -17,6 +17,7 @@ from nfopt.symmetry.axes import atoms_of
 from nfopt.weightspace.incidence import Incidence, MatrixLayout
 
 MOST_STEPS = 2000.0
+SMALLEST_SQUARE = 1e-37  # keeps a root's derivative finite
 ENTRY_FEATURES = ("weight", "momentum", "signal")
 TENSOR_FEATURES = (
     "weight_scale",
@@ -70,8 +71,13 @@ def pool(squares: list[Float[Tensor, "..."]], layouts: tuple[MatrixLayout, ...])
 
 
 def _mean_but(tensor: Float[Tensor, "..."], kept: tuple[int, ...], dims: int) -> Float[Tensor, "..."]:
-    averaged = [d - dims for d in range(dims) if d not in kept]
-    return tensor.mean(dim=averaged, keepdim=True) if averaged else tensor
+    """Average over all dimensions but the kept; first over those before them, which is contiguous work."""
+    averaged = [d for d in range(dims) if d not in kept]
+    before = [d - dims for d in averaged if d < min(kept, default=0)]
+    after = [d - dims for d in averaged if d - dims not in before]
+    for group in (before, after):
+        tensor = tensor.mean(dim=group, keepdim=True) if group else tensor
+    return tensor
 
 
 def static_features(
@@ -173,15 +179,24 @@ def features(
     return entries, torch.cat([dynamic, static.expand(*dynamic.shape[:-1], -1)], dim=-1)
 
 
-def cosines(first: list[Tensor], second: list[Tensor], layouts: tuple[MatrixLayout, ...]) -> Tensor:
-    """Return the cosine between the tensors of two lists, pair by pair; 0 when either is zero."""
+def mean_products(
+    first: list[Tensor], second: list[Tensor], layouts: tuple[MatrixLayout, ...]
+) -> Float[Tensor, "*batch tensors"]:
+    """Return the mean of the products of the elements of two lists of tensors, pair by pair."""
     found = []
     for a, b, layout in zip(first, second, layouts, strict=True):
         dims = len(layout.shape)
         a, b = (a.flatten(-dims), b.flatten(-dims)) if dims else (a[..., None], b[..., None])
-        norm = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
-        found.append(torch.linalg.vecdot(a, b) / norm.clamp(min=TINY))
+        found.append(torch.linalg.vecdot(a, b) / a.shape[-1])
     return torch.stack(found, dim=-1)
+
+
+def cosines(
+    product: Float[Tensor, "*batch tensors"], first: Float[Tensor, "..."], second: Float[Tensor, "..."]
+) -> Float[Tensor, "*batch tensors"]:
+    """Return the cosine of two tensors from the means of their product and of their squares; 0 for zeros."""
+    norms = [square.clamp(min=SMALLEST_SQUARE).sqrt() for square in (first, second)]
+    return product / (norms[0] * norms[1]).clamp(min=TINY)
 
 
 def _log_ratio(square: Float[Tensor, "..."], unit: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -7,6 +7,7 @@ from torch import Tensor
 # Jordan et al. 2024 (Muon): a quintic that lifts every singular value in (0, 1] into about [0.7, 1.2]
 # in five iterations.
 QUINTIC = (3.4445, -4.7750, 2.0315)
+SPLIT_FROM = 256  # rows from which a symmetric product is worth splitting
 
 
 def orthogonalise(
@@ -17,32 +18,58 @@ def orthogonalise(
     X_0 = G / |G|_F;  X <- (a I + b A + c A^2) X,  A = X X^T, with (a, b, c) of Jordan et al. 2024. A zero
     matrix stays zero. It commutes with permutations of the rows and of the columns.
 
-    For a matrix more than twice as wide as high, the product of the polynomials is accumulated on the small
-    Gram matrix, and the matrix itself is touched twice instead of twice in every iteration.
+    For a matrix more than 1.5 times as wide as high, the product of the polynomials is accumulated on the
+    small Gram matrix, and the matrix itself is touched twice instead of twice in every iteration.
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     wide = (matrix.mT if tall else matrix).reshape(-1, *sorted(matrix.shape[-2:]))
-    norm = wide.square().sum(dim=(-2, -1), keepdim=True).sqrt()
+    norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
     x = wide / norm.clamp(min=1e-30)
-    x = _on_gram(x, iterations) if x.shape[-1] > 2 * x.shape[-2] else _on_matrix(x, iterations)
+    x = _on_gram(x, iterations) if 2 * x.shape[-1] > 3 * x.shape[-2] else _on_matrix(x, iterations)
     return (x.mT if tall else x).reshape(matrix.shape)
 
 
 def _on_matrix(x: Float[Tensor, "batch low high"], iterations: int) -> Float[Tensor, "batch low high"]:
     a, b, c = QUINTIC
     for _ in range(iterations):
-        gram = torch.bmm(x, x.mT)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = symmetric_product(x, x.mT)
+        x = torch.baddbmm(x, symmetric_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
 def _on_gram(x: Float[Tensor, "batch low high"], iterations: int) -> Float[Tensor, "batch low high"]:
     a, b, c = QUINTIC
     diagonal = a * torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-    gram, total = torch.bmm(x, x.mT), None
+    gram, total = symmetric_product(x, x.mT), None
     for i in range(iterations):
-        factor = torch.baddbmm(torch.add(diagonal, gram, alpha=b), gram, gram, alpha=c)
-        total = factor if total is None else torch.bmm(factor, total)
+        factor = symmetric_product(gram, gram, torch.add(diagonal, gram, alpha=b), alpha=c)
+        total = factor if total is None else symmetric_product(factor, total)
         if i + 1 < iterations:
-            gram = torch.bmm(torch.bmm(factor, gram), factor)
+            gram = symmetric_product(symmetric_product(factor, gram), factor)
     return x if total is None else torch.bmm(total, x)
+
+
+def symmetric_product(
+    first: Float[Tensor, "batch low high"],
+    second: Float[Tensor, "batch high low"],
+    added: Float[Tensor, "batch low low"] | None = None,
+    *,
+    beta: float = 1.0,
+    alpha: float = 1.0,
+) -> Float[Tensor, "batch low low"]:
+    """Return beta * added + alpha * first @ second, of which the caller knows that it is symmetric.
+
+    Polynomials of one Gram matrix commute, and so their products are symmetric. Of a large product one
+    quarter is then copied from another.
+    """
+    size = first.shape[-2]
+    if size < SPLIT_FROM:
+        if added is None:
+            return torch.bmm(first, second)
+        return torch.baddbmm(added, first, second, beta=beta, alpha=alpha)
+    half = size // 2
+    top = torch.bmm(first[..., :half, :], second)
+    corner = torch.bmm(first[..., half:, :], second[..., half:])
+    bottom = torch.cat([top[..., half:].mT, corner], dim=-1)
+    product = torch.cat([top, bottom], dim=-2)
+    return product if added is None else torch.add(beta * added, product, alpha=alpha)

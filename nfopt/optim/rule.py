@@ -168,8 +168,10 @@ class LearnedUpdateRule:
         self._move_to(params[self.names[0]].device, work)
         weights = [params[n].to(work) for n in self.names]
         layouts = self.incidence.layouts
+        grads_in = [grads[n].to(work) for n in self.names]
         moments = accumulate(
-            [grads[n].to(work) for n in self.names],
+            grads_in,
+            observations.mean_products(grads_in, grads_in, layouts),
             state,
             self.names,
             layouts,
@@ -177,11 +179,14 @@ class LearnedUpdateRule:
             self.scaled,
         )
         alive = directions.liveness(moments.power, moments.peak)
+        slow = pool([m.square() for m in moments.slow], layouts)
+        fast = pool([m.square() for m in moments.fast], layouts)
+        product = observations.mean_products(moments.fast, moments.slow, layouts)
         seen = Observed(
             weight=pool([w.square() for w in weights], layouts),
-            slow=pool([m.square() for m in moments.slow], layouts),
-            fast=pool([m.square() for m in moments.fast], layouts),
-            agreement=observations.cosines(moments.fast, moments.slow, layouts),
+            slow=slow,
+            fast=fast,
+            agreement=observations.cosines(product, fast.totals, slow.totals),
             alive=alive,
             decline=moments.power / moments.peak.clamp(min=directions.TINY),
             step=moments.step,
@@ -217,9 +222,11 @@ class LearnedUpdateRule:
         slow, fast, grad = (w.unbind(-1) for w in weights)
         dims = [len(layout.shape) for layout in self.incidence.layouts]
         found = [
-            spread(slow[i], k) * moments.slow[i]
-            + spread(fast[i], k) * moments.fast[i]
-            + spread(grad[i], k) * moments.grads[i]
+            torch.addcmul(
+                torch.addcmul(spread(slow[i], k) * moments.slow[i], moments.fast[i], spread(fast[i], k)),
+                moments.grads[i],
+                spread(grad[i], k),
+            )
             for i, k in enumerate(dims)
         ]
         chosen = [i for i, second in enumerate(moments.second) if second is None]
@@ -245,15 +252,19 @@ class LearnedUpdateRule:
             if layout.in_dims:
                 update = update * self._gain(gain, name, "in", layout.in_dims)
             if name in self.matrices:
-                update = update - spread(decay, k) * weights[i]
+                update = torch.addcmul(update, weights[i], spread(decay, k), value=-1.0)
             updates.append(update)
         return updates
 
     def _gain(self, gain: Tensor, name: str, side: Side, dims: tuple[int, ...]) -> Tensor:
         """Return the gains of a tensor's rows or columns, shaped to multiply it."""
         values = gain[..., self.incidence.slices[name, side]]
-        shape = [n if d in dims else 1 for d, n in enumerate(self.layouts[name].shape)]
-        return values.reshape((*gain.shape[:-1], *shape))
+        full = self.layouts[name].shape
+        shape = [n if d in dims else 1 for d, n in enumerate(full)]
+        table = values.reshape((*gain.shape[:-1], *shape))
+        # Repeated over the kernel positions, where a product runs over contiguous elements.
+        repeated = [n if d > min(dims) else 1 for d, n in enumerate(full)] if dims and min(dims) else []
+        return table.expand(*gain.shape[:-1], *map(max, shape, repeated)).contiguous() if repeated else table
 
     def _nominal_step(self, name: str) -> float:
         if not self._has_fan_in(name):

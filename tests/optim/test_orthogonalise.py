@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfopt.optim.orthogonalise import orthogonalise
+from nfopt.optim.orthogonalise import SPLIT_FROM, orthogonalise, symmetric_product
 
 
 def random_matrix(seed: int, rows: int, cols: int) -> torch.Tensor:
@@ -46,3 +46,20 @@ def test_a_batch_is_orthogonalised_matrix_by_matrix() -> None:
     batch = torch.stack([random_matrix(i, 3, 5) * 10.0**i for i in range(4)])
     singly = torch.stack([orthogonalise(matrix) for matrix in batch])
     assert torch.allclose(orthogonalise(batch), singly, atol=1e-12)
+
+
+def test_a_large_symmetric_product_is_the_plain_one() -> None:
+    gram = torch.stack([torch.cov(random_matrix(seed, SPLIT_FROM + 7, 400)) for seed in (0, 1)])
+    square = 2.0 * gram + 3.0 * gram @ gram
+    assert torch.allclose(symmetric_product(gram, gram, gram, beta=2.0, alpha=3.0), square, atol=1e-12)
+    assert torch.allclose(symmetric_product(gram, gram), gram @ gram, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(SPLIT_FROM + 3, SPLIT_FROM + 5), (SPLIT_FROM + 3, 3 * SPLIT_FROM)])
+def test_a_large_matrix_is_orthogonalised_like_its_textbook_form(shape: tuple[int, int]) -> None:
+    matrix = random_matrix(0, *shape)
+    x = matrix / matrix.norm()
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    assert torch.allclose(orthogonalise(matrix), x, atol=1e-9)
