@@ -1,6 +1,7 @@
 """Equivariant networks over weight spaces."""
 
 from nfopt.nn.attention import NPAttention
+from nfopt.nn.attention_pooling import AttentionPooling
 from nfopt.nn.dws import SECTORS, DWSLinear, Sector
 from nfopt.nn.encoding import GaussianFourierFeatures, PositionEncoding
 from nfopt.nn.layout import LayoutBlock, LayoutError, WeightLayout, weight_layout
@@ -17,6 +18,7 @@ from nfopt.nn.unf import UNFLinear
 
 __all__ = [
     "SECTORS",
+    "AttentionPooling",
     "ChannelDropout",
     "DWSLinear",
     "GatedMLP",

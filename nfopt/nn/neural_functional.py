@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from nfopt.errors import unknown_name
 from nfopt.nn.attention import NPAttention
+from nfopt.nn.attention_pooling import AttentionPooling
 from nfopt.nn.dws import DWSLinear
 from nfopt.nn.encoding import Encoding, GaussianFourierFeatures, PositionEncoding
 from nfopt.nn.layout import LayoutError, WeightLayout, weight_layout
@@ -53,7 +54,8 @@ class NeuralFunctionalConfig:
         position: kind of `PositionEncoding`, or None.
         reduction: "mean", or "max" (for "dws").
         heads: heads of the attention.
-        pooling: statistics of the invariant head.
+        pooling: statistics of the invariant head, where it has no queries.
+        queries: vectors of an `AttentionPooling` in the invariant head; 0 for statistics.
         head_hidden: width of the hidden layer of the invariant head; 0 for a linear one.
         output_scale: factor on the outputs of the head (editing starts near no edit with .01, as in NFN).
     """
@@ -74,6 +76,7 @@ class NeuralFunctionalConfig:
     reduction: Reduction = "mean"
     heads: int = 4
     pooling: tuple[Statistic, ...] = ("mean",)
+    queries: int = 0
     head_hidden: int = 64
     output_scale: float = 1.0
 
@@ -86,7 +89,7 @@ class NeuralFunctionalConfig:
                 raise LayoutError(
                     f"NeuralFunctionalConfig.{field} is {getattr(self, field)!r}; it must be 1 or more."
                 )
-        for field in ("fourier_frequencies", "head_hidden"):
+        for field in ("fourier_frequencies", "head_hidden", "queries"):
             if not getattr(self, field) >= 0:
                 raise LayoutError(
                     f"NeuralFunctionalConfig.{field} is {getattr(self, field)!r}; it must be 0 or more."
@@ -101,7 +104,8 @@ class NeuralFunctional(nn.Module):
     """A network over the weights of nets of one architecture.
 
     Weights are standardised (once `standardiser.fit` was called), encoded, lifted to channels, passed through
-    equivariant layers, and read out. It follows the spec's permutations whatever the configuration.
+    equivariant layers, and read out. It follows the spec's permutations whatever the configuration. Numbers
+    that are not finite are passed on and show in that net's answer; `stack_nets` refuses them beforehand.
 
     Args:
         spec: the permutation spec of the nets.
@@ -225,7 +229,13 @@ class _InvariantHead(nn.Module):
         self, layout: WeightLayout, config: NeuralFunctionalConfig, generator: torch.Generator | None
     ) -> None:
         super().__init__()
-        self.pooling = InvariantPooling(layout, config.channels, config.pooling)
+        c = config.channels
+        if config.queries:
+            self.pooling = AttentionPooling(
+                layout, c, config.queries, heads=config.heads, generator=generator
+            )
+        else:
+            self.pooling = InvariantPooling(layout, c, config.pooling)
         self.activation: Activation = config.activation
         sizes = [self.pooling.features, *([config.head_hidden] if config.head_hidden else []), config.outputs]
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()

@@ -25,7 +25,7 @@ class HNPLinear(PooledLinear):
         generator: source of the initial weights.
 
     Raises:
-        LayoutError: a number of channels is not positive.
+        LayoutError: a number of channels is not positive, or inputs or outputs are not folded.
     """
 
     def __init__(
@@ -36,6 +36,12 @@ class HNPLinear(PooledLinear):
         *,
         generator: torch.Generator | None = None,
     ) -> None:
+        kept = layout.permuted & layout.plan.fixed
+        if kept:
+            raise LayoutError(
+                f"HNPLinear gives fixed indices weights of their own, but this layout permutes "
+                f"{', '.join(sorted(kept))}. Make it with weight_layout(spec), or use NPLinear."
+            )
         super().__init__(layout, in_channels, out_channels, generator=generator)
 
 

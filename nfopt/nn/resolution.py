@@ -27,11 +27,13 @@ class Step:
         source: position of the earlier table.
         equation: the einsum that takes diagonals, or nothing.
         dims: dimensions, counted from the end, that are reduced.
+        count: number of elements that become one.
     """
 
     source: int
     equation: str
     dims: tuple[int, ...]
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ class Reader:
             if step.equation:
                 table = torch.einsum(step.equation, table)
             if step.dims:
-                table = table.mean(step.dims) if reduction == "mean" else table.amax(step.dims)
+                # A sum, divided: the gradient of mean is written out at the full size of the block.
+                table = table.sum(step.dims) / step.count if reduction == "mean" else table.amax(step.dims)
             made.append(table)
         found = []
         for position, order in zip(self.tables, self.orders, strict=True):
@@ -73,7 +76,7 @@ def compile_reader(block: LayoutBlock, readings: Sequence[Reading]) -> Reader:
         if not tables:
             tables[whole] = -1
             if any(len(group) > 1 for group in whole):
-                steps.append(Step(-1, _diagonal_equation(len(sizes), whole), ()))
+                steps.append(Step(-1, _diagonal_equation(len(sizes), whole), (), 1))
                 tables[whole] = len(steps) - 1
         kept = tuple(sorted(reading.kept))
         if kept not in tables:
@@ -82,7 +85,8 @@ def compile_reader(block: LayoutBlock, readings: Sequence[Reading]) -> Reader:
                 key=lambda table: prod(sizes[group[0]] for group in table),
             )
             dims = tuple(i - len(source) - 1 for i, group in enumerate(source) if group not in kept)
-            steps.append(Step(tables[source], "", dims))
+            count = prod(sizes[group[0]] for group in source if group not in kept)
+            steps.append(Step(tables[source], "", dims, count))
             tables[kept] = len(steps) - 1
     places, orders = [], []
     for reading in readings:

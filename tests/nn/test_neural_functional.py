@@ -23,6 +23,7 @@ CONFIGS = {
     "plain": {"residual": False, "norm": None, "dropout": 0.1, "head_hidden": 0},
     "np told apart": {"layer": "np", "position": "learned", "norm": "tensor", "activation": "gelu"},
     "nft": {"layer": "attention", "position": "sinusoidal", "fourier_frequencies": 3, "activation": "silu"},
+    "queries": {"queries": 5, "heads": 2},
 }
 
 
@@ -189,6 +190,15 @@ def test_tensors_that_are_not_read_need_not_be_there():
     names = ["stem.weight", "fc.weight"]
     network = functional(spec, names)
     assert network({n: t for n, t in law_tensors(spec).items() if n in names}).shape == (3,)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_nan_in_one_net_stays_visible_and_in_that_net(config):
+    spec = SPECS["mlp"]
+    tensors = law_tensors(spec, batch=(2,))
+    tensors["2.weight"][1, 3, 2] = float("nan")
+    answers = functional(spec, **CONFIGS[config])(tensors)
+    assert bool(answers[0].isfinite().all()) and bool(answers[1].isnan().all())
 
 
 def test_wrong_configurations_are_refused():

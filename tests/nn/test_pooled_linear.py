@@ -251,6 +251,8 @@ def test_wrong_options_are_refused():
         DWSLinear(layout, 1, 1, reduction="average")  # pyright: ignore[reportArgumentType]
     with pytest.raises(LayoutError, match="permute_io=True"):
         NPLinear(layout, 1, 1)
+    with pytest.raises(LayoutError, match="permutes x, y"):
+        HNPLinear(weight_layout(SPECS["mlp"], permute_io=True), 1, 1)
     with pytest.raises(LayoutError, match="no block"):
         PointwiseLinear(weight_layout(SPECS["mlp"], []), 1, 1)
 
