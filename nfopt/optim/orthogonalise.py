@@ -18,14 +18,14 @@ def orthogonalise(
     X_0 = G / |G|_F;  X <- (a I + b A + c A^2) X,  A = X X^T, with (a, b, c) of Jordan et al. 2024. A zero
     matrix stays zero. It commutes with permutations of the rows and of the columns.
 
-    For a matrix more than 1.5 times as wide as high, the product of the polynomials is accumulated on the
-    small Gram matrix, and the matrix itself is touched twice instead of twice in every iteration.
+    For a matrix more than twice as wide as high, the product of the polynomials is accumulated on the small
+    Gram matrix, and the matrix itself is touched twice instead of twice in every iteration.
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     wide = (matrix.mT if tall else matrix).reshape(-1, *sorted(matrix.shape[-2:]))
     norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
     x = wide / norm.clamp(min=1e-30)
-    x = _on_gram(x, iterations) if 2 * x.shape[-1] > 3 * x.shape[-2] else _on_matrix(x, iterations)
+    x = _on_gram(x, iterations) if x.shape[-1] > 2 * x.shape[-2] else _on_matrix(x, iterations)
     return (x.mT if tall else x).reshape(matrix.shape)
 
 
