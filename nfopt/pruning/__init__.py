@@ -1,6 +1,17 @@
 """Pruning: masks as values, scores as plug-ins, and channels that are really removed."""
 
 from nfopt.pruning.apply import applied_mask, apply_mask, remove_mask
+from nfopt.pruning.channels import (
+    ChannelPruning,
+    Cost,
+    PruningPlan,
+    RemovalProof,
+    RemovalProver,
+    channel_worth,
+    cost_of,
+    latencies,
+    prune_channels,
+)
 from nfopt.pruning.keep import KeptMask, keep_masked
 from nfopt.pruning.mask import MaskComparison, MaskRow, PruningMask
 from nfopt.pruning.prune import prune
@@ -12,21 +23,30 @@ from nfopt.pruning.targets import Targets, find_targets
 __all__ = [
     "SCOPES",
     "SCORES",
+    "ChannelPruning",
+    "Cost",
     "GradualPruning",
     "KeptMask",
     "MaskComparison",
     "MaskRow",
     "PruningMask",
+    "PruningPlan",
+    "RemovalProof",
+    "RemovalProver",
     "Score",
     "ScoreContext",
     "SparsitySchedule",
     "Targets",
     "applied_mask",
     "apply_mask",
+    "channel_worth",
+    "cost_of",
     "erk_counts",
     "find_targets",
     "keep_masked",
+    "latencies",
     "prune",
+    "prune_channels",
     "remove_mask",
     "score",
     "select",

@@ -126,10 +126,42 @@ def _start(model: nn.Module, targets: Targets, start: PruningMask | None) -> dic
     return {name: start.kept[name] for name in targets.names}
 
 
-def _one_round(
-    chosen: Score, context: ScoreContext, kept: Mapping[str, Tensor], density: float, scope: str
+def score_once(
+    model: nn.Module,
+    names: Sequence[str],
+    score: str | Score = "magnitude",
+    *,
+    batches: Sequence[Batch] = (),
+    loss: LossFunction = functional.cross_entropy,
+    example_inputs: Any = None,
+    spec: PermutationSpec | None = None,
+    train: TrainingFunction | None = None,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Return what is kept after one round of scoring the weights that `kept` leaves."""
+    """Return one round of a score for the parameters `names` of a model, which is not changed.
+
+    The arguments are those of `prune`.
+
+    Raises:
+        UnknownNameError: there is no such score.
+        PruningError: the score lacks what it needs.
+    """
+    chosen = SCORES[score] if isinstance(score, str) else score
+    if example_inputs is None and batches:
+        example_inputs = batches[0][0]
+    parameters = prunable_parameters(model)
+    kept = {name: torch.ones(tuple(parameters[name].shape), dtype=torch.bool) for name in names}
+    context = ScoreContext(
+        model, {}, kept, torch.Generator().manual_seed(seed), batches, loss, example_inputs, spec, train
+    )
+    chosen.check_supplied(context)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _scored(chosen, context, kept)
+
+
+def _scored(chosen: Score, context: ScoreContext, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the score of every element of a masked copy, checked to be what a score must be."""
     model = _copy_with_mask(context.model, kept)
     parameters = prunable_parameters(model)
     scored = {name: parameters[name] for name in kept}
@@ -139,7 +171,7 @@ def _one_round(
         raise PruningError(
             f"the score {chosen.name!r} scored {sorted(worth)[:6]}, not the {len(kept)} tensors it was given."
         )
-    ranked = {}
+    checked = {}
     for name, mask in kept.items():
         values = worth[name].detach().cpu()
         values = values if values.is_floating_point() else values.double()
@@ -148,7 +180,16 @@ def _one_round(
                 f"the score {chosen.name!r} gave {name} values of shape {tuple(values.shape)}, "
                 f"not {tuple(mask.shape)}."
             )
-        ranked[name] = values.masked_fill(~mask, float("-inf"))
+        checked[name] = values
+    return checked
+
+
+def _one_round(
+    chosen: Score, context: ScoreContext, kept: Mapping[str, Tensor], density: float, scope: str
+) -> dict[str, Tensor]:
+    """Return what is kept after one round of scoring the weights that `kept` leaves."""
+    worth = _scored(chosen, context, kept)
+    ranked = {name: worth[name].masked_fill(~mask, float("-inf")) for name, mask in kept.items()}
     chosen_now = select(ranked, density, scope)
     return {name: chosen_now[name] & kept[name] for name in kept}
 

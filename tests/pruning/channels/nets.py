@@ -1,0 +1,198 @@
+"""Nets whose channels are coupled in the ways that break pruners."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Flat(nn.Module):
+    """A convolution flattened into a linear map: strided blocks of C x H x W."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 7, 3, padding=1)
+        self.head = nn.Linear(7 * 5 * 5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.conv(x)).flatten(1))
+
+
+class Residual(nn.Module):
+    """A residual block whose last norm is initialised to zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 11, 1)
+        self.inner = nn.Conv2d(11, 7, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(7)
+        self.outer = nn.Conv2d(7, 11, 1, bias=False)
+        self.last = nn.BatchNorm2d(11)
+        nn.init.zeros_(self.last.weight)
+        self.head = nn.Linear(11, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.last(self.outer(torch.relu(self.norm(self.inner(x)))))
+        return self.head(torch.relu(x).mean((2, 3)))
+
+
+class Branches(nn.Module):
+    """Two branches, concatenated, split by sizes that the module keeps, concatenated the other way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 5, 1)
+        self.b = nn.Conv2d(3, 7, 1)
+        self.sizes = (5, 7)
+        self.mix = nn.Conv2d(12, 11, 1)
+        self.head = nn.Linear(11 + 7 + 5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.a(x), self.b(x)], 1)
+        a, b = x.split(self.sizes, 1)
+        return self.head(torch.cat([self.mix(x), b, a], 1).mean((2, 3)))
+
+
+class Grouped(nn.Module):
+    """A grouped, then a depthwise convolution with two outputs per input, then a transposed one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 15, 1)
+        self.grouped = nn.Conv2d(15, 10, 3, padding=1, groups=5)
+        self.depthwise = nn.Conv2d(10, 20, 3, padding=1, groups=10)
+        self.norm = nn.BatchNorm2d(20)
+        self.up = nn.ConvTranspose2d(20, 7, 2, stride=2)
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.grouped(torch.relu(self.first(x))))
+        return self.head(torch.relu(self.up(torch.relu(self.norm(self.depthwise(x))))).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """A transformer block over a stream that a LayerNorm holds; heads and hidden units can go."""
+
+    def __init__(self, fused: bool = True) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.fused = 5, 3, fused
+        self.embed = nn.Linear(3, 11)
+        self.norm = nn.LayerNorm(11)
+        self.qkv = nn.Linear(11, 3 * 15)
+        self.proj = nn.Linear(15, 11)
+        self.fc1, self.fc2 = nn.Linear(11, 13), nn.Linear(13, 11)
+        self.head = nn.Linear(11, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        b, n, _ = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        out = functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.proj(out.transpose(1, 2).reshape(b, n, -1))
+        x = x + self.fc2(functional.gelu(self.fc1(x)))
+        return self.head(x.mean(1))
+
+
+class Gate(nn.Module):
+    """Squeeze and excite, whose gate is not zero where its input is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 11, 1)
+        self.squeeze, self.excite = nn.Conv2d(11, 5, 1), nn.Conv2d(5, 11, 1)
+        self.head = nn.Linear(11, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = x * torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        return self.head(x.mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """One weight that is used twice, and a group on two axes of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 7)
+        self.square = nn.Linear(7, 7)
+        self.again = nn.Linear(7, 7)
+        self.again.weight = self.square.weight
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = x + torch.relu(self.square(x))
+        return self.head(x + torch.relu(self.again(x)))
+
+
+class SharedNorm(nn.Module):
+    """One module that is called in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 7, 1), nn.Conv2d(7, 7, 1)
+        self.norm = nn.BatchNorm2d(7)
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        return self.head(torch.relu(self.norm(self.second(x))).mean((2, 3)))
+
+
+class GroupNormed(nn.Module):
+    """A GroupNorm, of which whole groups can go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 15, 1), nn.GroupNorm(5, 15)
+        self.head = nn.Linear(15, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)))
+
+
+class Hard(nn.Module):
+    """A number of channels that stands in the code itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 7, 1)
+        self.head = nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.conv(x)).reshape(x.shape[0], 7, -1).mean(2))
+
+
+class MeanOverChannels(nn.Module):
+    """Subtracts the mean over the channels, which does not survive their removal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 7, 1), nn.Conv2d(7, 5, 1)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head(torch.relu(self.other(x - x.mean(1, keepdim=True))).mean((2, 3)))
+
+
+IMAGE = (2, 3, 5, 5)
+CASES: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
+    "flatten": (Flat, IMAGE),
+    "residual": (Residual, IMAGE),
+    "concat and split": (Branches, IMAGE),
+    "grouped, depthwise, transposed": (Grouped, IMAGE),
+    "attention": (Attention, (2, 7, 3)),
+    "squeeze and excite": (Gate, IMAGE),
+    "tied": (Tied, (2, 3)),
+    "shared": (SharedNorm, IMAGE),
+    "group norm": (GroupNormed, IMAGE),
+}
+
+
+def build(name: str, seed: int = 0) -> tuple[nn.Module, Tensor]:
+    kind, shape = CASES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return kind(), torch.randn(shape)
