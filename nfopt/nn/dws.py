@@ -23,11 +23,11 @@ class DWSLinear(PooledLinear):
     constants. The paper states them for MLPs; here the spec may be any, with inputs, outputs and kernel
     positions as channels. Biases, and the scales, shifts and statistics of normalisation, count as B.
 
-    The number of free parameters is that of `orbit_count`. The layers that were released with the paper
-    differ: they map W_{L-2} to W_{L-1} by a map that is constant over the outputs, draw several constants
-    that add up to one, default to reductions by maximum and a set attention in place of the linear
-    blocks, keep dropout on in evaluation, and need three layers at least. Their data are normalised weight by
-    weight with statistics of the zoo, which is not equivariant; `WeightStandardiser` is.
+    The number of free parameters is that of `orbit_count`. The released layers differ: they map the weights
+    before the last to the last ones by a map that is constant over the outputs (a flag of the wrong name), draw
+    several constants that add up to one, default to reductions by maximum and to set attention in place of the
+    linear blocks, keep dropout on in evaluation, and need three layers at least. Their data are normalised
+    weight by weight with statistics of the zoo, which is not equivariant; `WeightStandardiser` is.
 
     Args:
         layout: the architecture, with inputs and outputs folded (the default of `weight_layout`).

@@ -14,9 +14,11 @@ class HNPLinear(PooledLinear):
     """The NF-layer for hidden neuron permutations (HNP of Zhou et al. 2023, arXiv 2302.14040).
 
     Inputs and outputs have a fixed meaning and are channels, as are kernel positions: the parameters of the
-    first and last layer grow with (inputs x channels)^2. In exact arithmetic it spans the same maps as
-    `DWSLinear`. The released layer reads the means of the first and last tensors twice, as a whole and per
-    input or output, and so has more parameters than maps; here there are as many as `orbit_count` says.
+    first and last layer grow with (inputs x channels)^2. It spans the same maps as `DWSLinear`.
+
+    The released layer (nfn 0.1.2) does not: the last weights do not hear of the single biases of the last
+    hidden layer. And it has more parameters than maps, since it reads the means of the first and last tensors
+    twice: for a 2-5-7-3 net 217 parameters for 171 of the 174 maps. Here there are 174, one per orbit.
 
     Args:
         layout: the architecture, with inputs and outputs folded.

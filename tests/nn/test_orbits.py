@@ -88,6 +88,7 @@ def test_the_counts_of_the_papers_hold():
     assert orbit_count(hidden, affine=False) == 4
     both = weight_layout(mlp(2, 5, 7, 3), ["1.weight", "1.bias"])
     assert orbit_count(both, affine=False) == 4 + 2 + 2 + 2
+    assert [orbit_count(layout) for layout in layouts(mlp(2, 5, 7, 3))] == [174, 68]
     assert orbit_count(weight_layout(recurrent(5), ["hh"]), affine=False) == 15
     assert orbit_count(weight_layout(recurrent(3), ["hh"]), affine=False) == 14
     assert orbit_count(weight_layout(recurrent(2), ["hh"]), affine=False) == 8

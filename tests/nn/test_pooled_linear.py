@@ -83,6 +83,15 @@ def nets_needed(layout):
     return sum(block.multiplicity for block in layout.blocks) + 2
 
 
+@pytest.mark.parametrize("name", LAWS)
+def test_each_orbit_has_one_parameter_per_pair_of_channels(name):
+    for layout in layouts(law_spec(name)):
+        linear = orbit_count(layout, affine=False)
+        constant = orbit_count(layout) - linear
+        for layer in (dws(layout, 3, 5), UNFLinear(layout, 3, 5)):
+            assert layer.free_parameters == 15 * linear + 5 * constant
+
+
 @pytest.mark.parametrize("name", ["mobilenet", "traced recurrent"])
 def test_free_parameters_equal_the_rank_on_larger_specs(name):
     layout = weight_layout(law_spec(name))
