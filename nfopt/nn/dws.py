@@ -24,10 +24,10 @@ class DWSLinear(PooledLinear):
     positions as channels. Biases, and the scales, shifts and statistics of normalisation, count as B.
 
     The number of free parameters is that of `orbit_count`. The released layers differ: they map the weights
-    before the last to the last ones by a map that is constant over the outputs (a flag of the wrong name), draw
-    several constants that add up to one, default to reductions by maximum and to set attention in place of the
-    linear blocks, keep dropout on in evaluation, and need three layers at least. Their data are normalised
-    weight by weight with statistics of the zoo, which is not equivariant; `WeightStandardiser` is.
+    before the last to the last ones by a map that is constant over the outputs (a flag of the wrong name),
+    draw several constants that add up to one, default to reductions by maximum and to set attention in place
+    of the linear blocks, keep dropout on in evaluation, and need three layers at least. Their data are
+    normalised weight by weight with statistics of the zoo, which is not equivariant; `WeightStandardiser` is.
 
     Args:
         layout: the architecture, with inputs and outputs folded (the default of `weight_layout`).
