@@ -211,9 +211,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         "",
         f"    {COMMAND}",
         "",
-        f"torch {torch.__version__}, timm {timm.__version__}, {len(rows)} families. nfopt: {ours} shrink, run "
-        "and equal the original with zeros in the place of what was removed (float64, 1e-9, random weights); "
-        f"in {halved} of them every group of channels is halved, in the others all that nothing holds. "
+        f"torch {torch.__version__}, timm {timm.__version__}, {len(rows)} families. nfopt: {ours} shrink, "
+        "run and equal the original with zeros in the place of what was removed (float64, 1e-9, random "
+        f"weights); in {halved} every group of channels is halved, in the others all that nothing holds. "
         f"Torch-Pruning: {runs} run, {theirs} of them smaller and equal likewise (1e-6).",
         "",
         "Parameters, MACs, channels: share that is left. Groups: sets of coupled channels that were halved,",

@@ -46,9 +46,10 @@ class ChannelPruning:
 
     def __str__(self) -> str:
         b, a = self.before, self.after
+        verdict = f"proved to {self.proof.error:.0e}" if self.proof.passed else "NOT what zeros would give"
         lines = [
             f"parameters {b.parameters:,} -> {a.parameters:,} ({_share(a.parameters, b.parameters)}), "
-            f"MACs {b.macs:,} -> {a.macs:,} ({_share(a.macs, b.macs)}); proved to {self.proof.error:.0e}",
+            f"MACs {b.macs:,} -> {a.macs:,} ({_share(a.macs, b.macs)}); {verdict}",
             str(self.plan),
         ]
         lines += [f"  held {group}: {reason}" for group, reason in self.held.items()]
@@ -65,6 +66,7 @@ def prune_channels(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     multiple_of: int = 1,
+    exact: bool = True,
     batches: Sequence[Batch] = (),
     loss: LossFunction = functional.cross_entropy,
     spec: PermutationSpec | None = None,
@@ -90,6 +92,9 @@ def prune_channels(
         exclude: patterns of groups that stay whole.
         multiple_of: kept counts are rounded up to a multiple of this, for hardware; of attention heads and
             other groups smaller than it only by density.
+        exact: False also removes channels that norms and means look at, as long as the smaller model runs;
+            it then computes something else even than the original with zeros, and must be trained on.
+            `proof.error` says how far it is off with random weights.
         batches: pairs of inputs and targets for scores that need them.
         loss: mean loss from outputs and targets.
         spec: the model's symmetry; None to trace it.
@@ -109,11 +114,11 @@ def prune_channels(
     prover = RemovalProver(model, spec, example_inputs, seed=seed)
     trial = {group: _best(worth[group], density, multiple_of) for group in groups}
     trial = {group: indices for group, indices in trial.items() if len(indices) < len(worth[group])}
-    free, held = removable_groups(prover, trial, progress) if trial else ({}, {})
+    free, held = removable_groups(prover, trial, progress, exact=exact) if trial else ({}, {})
     if held and (not free or include is not None):
         raise nothing_removable(spec, held, list(held))
     kept = free if scope == "layer" else _over_all({g: worth[g] for g in free}, density, multiple_of)
-    proof = check_final(prover.prove(kept))
+    proof = check_final(prover.prove(kept), exact=exact)
     origin = {
         "score": score if isinstance(score, str) else score.name,
         "scope": scope,

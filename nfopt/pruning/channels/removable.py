@@ -1,6 +1,7 @@
 """Which groups of channels can be removed from a model at all, and what holds the others."""
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ TASK = "prove that channels can be removed"
 
 
 def removable_groups(
-    prover: RemovalProver, kept: Mapping[str, Tensor], progress: ProgressCallback
+    prover: RemovalProver, kept: Mapping[str, Tensor], progress: ProgressCallback, *, exact: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Divide groups into those that can be removed together and those that something holds.
 
@@ -24,13 +25,14 @@ def removable_groups(
         prover: of the model.
         kept: for each group the indices that would remain.
         progress: hears of every group.
+        exact: whether the smaller model must compute what the original does with zeros; else it must run.
 
     Returns:
         The part of `kept` that can be removed together, and for each other group the reason.
     """
     total = len(kept) + 1
     progress(Progress(TASK, 0, total))
-    if prover.prove(kept, explain=False).passed:
+    if _is_good(prover.prove(kept, explain=False), exact):
         progress(Progress(TASK, total, total))
         return dict(kept), {}
     free: dict[str, Tensor] = {}
@@ -38,15 +40,15 @@ def removable_groups(
     for done, (group, indices) in enumerate(kept.items()):
         progress(Progress(TASK, done + 1, total, group))
         proof = prover.prove({group: indices})
-        if proof.passed:
+        if _is_good(proof, exact):
             free[group] = indices
         else:
             held[group] = proof.reason
-    if free and not prover.prove(free, explain=False).passed:
+    if free and not _is_good(prover.prove(free, explain=False), exact):
         together: dict[str, Tensor] = {}
         for group, indices in free.items():
             proof = prover.prove({**together, group: indices})
-            if proof.passed:
+            if _is_good(proof, exact):
                 together[group] = indices
             else:
                 held[group] = f"not together with the other groups: {proof.reason}"
@@ -70,8 +72,12 @@ def nothing_removable(spec: PermutationSpec, held: Mapping[str, str], wanted: Se
     )
 
 
-def check_final(proof: RemovalProof) -> RemovalProof:
+def check_final(proof: RemovalProof, *, exact: bool = True) -> RemovalProof:
     """Return the proof of the plan that was chosen; raises PruningError if it fails."""
-    if not proof.passed:
+    if not _is_good(proof, exact):
         raise PruningError(f"the chosen channels cannot be removed together: {proof.reason}.")
     return proof
+
+
+def _is_good(proof: RemovalProof, exact: bool) -> bool:
+    return proof.passed if exact else isfinite(proof.error)

@@ -172,6 +172,18 @@ def test_a_layer_norm_that_holds_the_stream_is_named():
     assert "norm (LayerNorm) computes other values" in held["embed"]
 
 
+def test_inexact_pruning_removes_what_a_norm_looks_at_and_says_that_it_computes_something_else():
+    model, x = build("attention")
+    pruning = prune_channels(model, x, 0.5, exact=False)
+    rows = {row.group: row for row in pruning.plan.rows()}
+    assert rows["embed"].kept == 6
+    assert not pruning.proof.passed and pruning.proof.error < float("inf")
+    assert "NOT what zeros would give" in str(pruning)
+    assert pruning.model(x).shape == model(x).shape
+    with pytest.raises(PruningError, match="does not take fewer channels"):
+        prune_channels(Hard(), torch.randn(2, 3, 5, 5), 0.5, exact=False)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
