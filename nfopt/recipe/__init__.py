@@ -1,7 +1,16 @@
 """Recipes: strict YAML files that drive every job."""
 
 # The jobs enter themselves.
-from nfopt.recipe import bench_optimizers, compare, heldout, meta_train, portrait, race, train_timm
+from nfopt.recipe import (
+    bench_optimizers,
+    compare,
+    constant_mixture,
+    heldout,
+    meta_train,
+    portrait,
+    race,
+    train_timm,
+)
 from nfopt.recipe.job import JOBS, Job, JobResult, Recipe, RunContext, Table, job
 from nfopt.recipe.run import LoadedRecipe, Outcome, load_recipe, recipe_faults, run_recipe
 from nfopt.recipe.source import Fault
@@ -18,6 +27,7 @@ __all__ = [
     "Table",
     "bench_optimizers",
     "compare",
+    "constant_mixture",
     "heldout",
     "job",
     "load_recipe",

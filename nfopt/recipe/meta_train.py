@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,7 +16,6 @@ from nfopt.meta.backprop import TruncatedBackprop
 from nfopt.meta.estimator import ES, PES, GradientEstimator
 from nfopt.meta.family import TaskFamily
 from nfopt.meta.local_workers import local_workers
-from nfopt.meta.mixture import TaskDistribution, TaskMixture
 from nfopt.meta.objective import Objective
 from nfopt.meta.outer import OuterConfig
 from nfopt.meta.rules import LearnedRules
@@ -36,10 +35,11 @@ from nfopt.recipe.heldout import (
     evaluation_table,
     plan_evaluation,
 )
-from nfopt.recipe.job import JobResult, Recipe, RunContext, Table, job
+from nfopt.recipe.job import JobResult, RunContext, Table, job
 from nfopt.recipe.processes import from_first, is_first, process_count
 from nfopt.recipe.records import record
 from nfopt.recipe.strict import Count, Fraction, Index, Positive, Strict
+from nfopt.recipe.task_families import FamilyRecipe
 
 
 class EstimatorOptions(Strict):
@@ -74,20 +74,8 @@ class SelectionOptions(Strict):
     family: Annotated[TaskFamily, record(TaskFamily)] | None = None
 
 
-class VariantOptions(Strict):
-    """A share of the tasks that come from another family: the recipe's with some settings changed."""
-
-    share: Fraction
-    family: Annotated[TaskFamily, record(TaskFamily)]
-
-
-class MetaTrainRecipe(Recipe):
+class MetaTrainRecipe(FamilyRecipe):
     """The keys of `kind: meta_train`; see the dataclasses of nfopt.meta for what the nested ones mean.
-
-    Each of `variants` takes its `share` of the tasks, and what its `family` does not say is as in the
-    recipe's `family`, from which the remaining tasks come. Half of the tasks with much data, seen once:
-
-        variants: {large: {share: 0.5, family: {train_images: [10000, 50000], most_epochs: 1}}}
 
     The work is shared by `processes` of `threads` threads each, all on this machine; the numbers do not
     depend on how many processes there are. torchrun or accelerate launch may start them instead. With
@@ -102,8 +90,6 @@ class MetaTrainRecipe(Recipe):
     device: Literal["cpu", "cuda"] = "cpu"
     rule: Annotated[RuleConfig, record(RuleConfig)] = Field(default_factory=RuleConfig)
     start: str | None = None
-    family: Annotated[TaskFamily, record(TaskFamily)] = Field(default_factory=TaskFamily)
-    variants: dict[str, VariantOptions] = Field(default={})
     objective: Annotated[Objective, record(Objective)] = Field(default_factory=Objective)
     estimator: EstimatorOptions = Field(default_factory=EstimatorOptions)
     slots: Count = 6
@@ -113,45 +99,6 @@ class MetaTrainRecipe(Recipe):
     checkpoint_every: Count = 10
     selection: SelectionOptions = Field(default_factory=SelectionOptions)
     evaluation: EvaluationOptions | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _variants_begin_as_the_family(cls, values: Any) -> Any:
-        """Fill up each variant's family from the recipe's."""
-        variants = values.get("variants") if isinstance(values, dict) else None
-        base = values.get("family", {}) if isinstance(values, dict) else None
-        if not isinstance(variants, dict) or not isinstance(base, dict):
-            return values
-        # An unknown key of the base is a fault there, and not once more in every variant.
-        base = {key: value for key, value in base.items() if key in TaskFamily.__dataclass_fields__}
-        filled = {
-            name: variant | {"family": base | variant["family"]}
-            if isinstance(variant, dict) and isinstance(variant.get("family"), dict)
-            else variant
-            for name, variant in variants.items()
-        }
-        return values | {"variants": filled}
-
-    @field_validator("variants")
-    @classmethod
-    def _shares_leave_room(cls, variants: dict[str, VariantOptions]) -> dict[str, VariantOptions]:
-        total = sum(variant.share for variant in variants.values())
-        if total > 1 + 1e-9:
-            raise ValueError(f"the shares of all variants sum to {total:g}; they may reach 1 at most.")
-        return variants
-
-    def tasks(self) -> TaskDistribution:
-        """Return what the tasks are drawn from."""
-        if not self.variants:
-            return self.family
-        families = {name: variant.family for name, variant in self.variants.items()}
-        shares = {name: variant.share for name, variant in self.variants.items()}
-        left = max(0.0, 1 - sum(shares.values()))
-        return TaskMixture({"": self.family} | families, {"": left} | shares)
-
-    def families(self) -> list[TaskFamily]:
-        """Return every family that tasks may come from."""
-        return [self.family, *(variant.family for variant in self.variants.values())]
 
 
 def plan_meta_train(recipe: MetaTrainRecipe) -> list[str]:
