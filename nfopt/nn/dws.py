@@ -29,6 +29,10 @@ class DWSLinear(PooledLinear):
     of the linear blocks, keep dropout on in evaluation, and need three layers at least. Their data are
     normalised weight by weight with statistics of the zoo, which is not equivariant; `WeightStandardiser` is.
 
+    Wide inputs make many parameters: (784 x channels)^2 for an MNIST net. With them permuted instead
+    (`weight_layout(spec, also_permuted=...)`) and told apart by a `PositionEncoding`, there are few; the maps
+    are then those that follow the larger group.
+
     Args:
         layout: the architecture, with inputs and outputs folded (the default of `weight_layout`).
         in_channels: channels per element read.

@@ -52,6 +52,8 @@ class NeuralFunctionalConfig:
         fourier_frequencies: frequencies of `GaussianFourierFeatures` of the weights; 0 for none.
         fourier_scale: their scale.
         position: kind of `PositionEncoding`, or None.
+        also_permuted: fixed atoms that are dimensions and not channels, for inputs so wide that weights for
+            each would be too many; `position` tells their indices apart.
         reduction: "mean", or "max" (for "dws").
         heads: heads of the attention.
         pooling: statistics of the invariant head, where it has no queries.
@@ -73,6 +75,7 @@ class NeuralFunctionalConfig:
     fourier_frequencies: int = 0
     fourier_scale: float = 1.0
     position: Encoding | None = None
+    also_permuted: tuple[str, ...] = ()
     reduction: Reduction = "mean"
     heads: int = 4
     pooling: tuple[Statistic, ...] = ("mean",)
@@ -103,9 +106,15 @@ class NeuralFunctionalConfig:
 class NeuralFunctional(nn.Module):
     """A network over the weights of nets of one architecture.
 
-    Weights are standardised (once `standardiser.fit` was called), encoded, lifted to channels, passed through
+    Weights are standardised (once `fit_statistics` was called), encoded, lifted to channels, passed through
     equivariant layers, and read out. It follows the spec's permutations whatever the configuration. Numbers
     that are not finite are passed on and show in that net's answer; `stack_nets` refuses them beforehand.
+
+        spec = trace_permutation_spec(nets[0], inputs)
+        zoo = stack_nets(spec, [net.state_dict() for net in nets])
+        network = NeuralFunctional(spec, NeuralFunctionalConfig(outputs=1))
+        network.fit_statistics(zoo)
+        predictions = network(zoo)  # [nets, 1]
 
     Args:
         spec: the permutation spec of the nets.
@@ -115,7 +124,8 @@ class NeuralFunctional(nn.Module):
 
     Raises:
         PermutationSpecError: the spec has no tensor of one of the names.
-        LayoutError: there is nothing to read.
+        LayoutError: there is nothing to read, or `also_permuted` is given to a layer that cannot.
+        UnknownNameError: the tensors have no atom of one of `also_permuted`.
     """
 
     def __init__(
@@ -128,7 +138,9 @@ class NeuralFunctional(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.layout = layout = weight_layout(spec, names, permute_io=config.layer in _PERMUTES_IO)
+        self.layout = layout = weight_layout(
+            spec, names, permute_io=config.layer in _PERMUTES_IO, also_permuted=config.also_permuted
+        )
         c = config.channels
         self.standardiser = WeightStandardiser(layout, config.in_channels)
         width = config.in_channels
@@ -168,11 +180,26 @@ class NeuralFunctional(nn.Module):
             LayoutError: the channels are not those configured.
         """
         config = self.config
-        values = self.encode(self.layout.enter(tensors, channels=config.in_channels > 1))
+        values = self.encode(self._enter(tensors))
         if isinstance(self.head, _InvariantHead):
             return self.head(values) * config.output_scale
         written = [each * config.output_scale for each in self.head(values)]
         return self.layout.leave(written, channels=config.outputs > 1)
+
+    def fit_statistics(self, tensors: Mapping[str, Float[Tensor, "..."]]) -> None:
+        """Standardise by a zoo's means and standard deviations from now on (`WeightStandardiser`).
+
+        Args:
+            tensors: the zoo, as for `forward`: [nets, *shape] by name.
+
+        Raises:
+            PermutationSpecError: a tensor is not the spec's.
+            LayoutError: the channels are not those configured, or a number is not finite.
+        """
+        self.standardiser.fit(self._enter(tensors))
+
+    def _enter(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        return self.layout.enter(tensors, channels=self.config.in_channels > 1)
 
     def encode(self, values: Sequence[Float[Tensor, "..."]]) -> list[Float[Tensor, "..."]]:
         """Return the equivariant features before the head, from the values of `layout`.

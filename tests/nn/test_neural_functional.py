@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+import nfopt.nn
 from nfopt.errors import PermutationSpecError, UnknownNameError
 from nfopt.nn import LayoutError, NeuralFunctional, NeuralFunctionalConfig
 from nfopt.nn.neural_functional import _activate
+from nfopt.symmetry import trace_permutation_spec
 from nfopt.testing import assert_equivariant, equivariance_error, wrong_coupling_error
 from tests.hand_specs import SPECS, random_specs, random_tensors
-from tests.nn.spec_bound import LAWS, law_spec, law_tensors, mlp
+from tests.nn.spec_bound import LAWS, NETS, law_spec, law_tensors, mlp
 
 LAYERS = ("dws", "hnp", "np", "attention", "unf", "pointwise")
 CONFIGS = {
@@ -199,6 +201,40 @@ def test_a_nan_in_one_net_stays_visible_and_in_that_net(config):
     tensors["2.weight"][1, 3, 2] = float("nan")
     answers = functional(spec, **CONFIGS[config])(tensors)
     assert bool(answers[0].isfinite().all()) and bool(answers[1].isnan().all())
+
+
+def test_the_example_of_the_docstring_works():
+    factory, shape = NETS["convnet"]
+    inputs, nets = torch.zeros(shape), [factory() for _ in range(5)]
+    code = [line[8:] for line in (NeuralFunctional.__doc__ or "").splitlines() if line.startswith(" " * 8)]
+    start = next(i for i, line in enumerate(code) if line.startswith("spec ="))
+    scope = {name: getattr(nfopt.nn, name) for name in nfopt.nn.__all__}
+    scope |= {"nets": nets, "inputs": inputs, "trace_permutation_spec": trace_permutation_spec}
+    exec("\n".join(code[start : start + 5]), scope)
+    assert scope["predictions"].shape == (5, 1)
+
+
+def test_statistics_of_a_zoo_make_its_scale_irrelevant():
+    spec = SPECS["mlp"]
+    zoo = law_tensors(spec, batch=(50,))
+    network = functional(spec)
+    network.fit_statistics(zoo)
+    before = network(zoo)
+    scaled = {n: 100 * t - 5 for n, t in zoo.items()}
+    network.fit_statistics(scaled)
+    assert_close(network(scaled), before)
+    assert_equivariant(network, spec, law_tensors(spec, 3), seeded())
+
+
+def test_wide_inputs_can_be_permuted_and_told_apart_by_position():
+    spec = SPECS["mlp"]
+    full, few = (functional(spec, also_permuted=names, position="learned") for names in ((), ("x",)))
+    assert sum(p.numel() for p in few.lift.parameters()) < sum(p.numel() for p in full.lift.parameters())
+    assert_equivariant(few, spec, law_tensors(spec), seeded())
+    swapped = {n: t.flip(1) if n == "0.weight" else t for n, t in law_tensors(spec).items()}
+    assert not torch.allclose(few(swapped), few(law_tensors(spec)))
+    with pytest.raises(UnknownNameError, match="atom"):
+        functional(spec, also_permuted=("inputs",))
 
 
 def test_wrong_configurations_are_refused():
