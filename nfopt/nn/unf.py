@@ -35,8 +35,8 @@ class UNFLinear(nn.Module):
     over the partitions P of the positions of l and m together, and Q of those of l: the letters of einsum.
     Repeated groups (recurrent matrices) and atoms with few indices included. It materialises every E_P(X_m)
     at the full size of Y_l: right before fast. `DWSLinear` (inputs and outputs folded) and `NPLinear`
-    (permuted) span the same maps quickly. The released UNF makes its basis anew in every call, and has no
-    constants, pooling or encodings.
+    (permuted) span the same maps quickly. The released UNF makes its basis anew in every call, and has
+    neither pooling nor encodings.
 
     Args:
         layout: the architecture; its fixed axes that are folded count as channels.
