@@ -72,6 +72,12 @@ def test_attention_learns_the_output_of_unseen_nets():
 
 
 @pytest.mark.slow
+def test_a_dws_stack_learns_one_output_of_unseen_deep_nets():
+    options = {"channels": 16, "depth": 3, "head_hidden": 16, "norm": None}
+    assert explained((2, 7, 7, 1), 1, 600, 1e-2, 128, layer="dws", **options) > 0.9
+
+
+@pytest.mark.slow
 def test_a_dws_stack_learns_the_forward_pass_of_unseen_deep_nets_on_given_inputs():
     """Expressivity (Navon et al. 2023, on approximating the forward pass), on nets of two hidden layers."""
     options = {"channels": 32, "depth": 4, "head_hidden": 64, "norm": None}
