@@ -34,6 +34,7 @@ class Moments:
             notice in time when a gradient vanishes.
         peak: the largest power so far.
         trust: how far the learned part is trusted.
+        factor: what the gradients were multiplied by: 1 as a rule, 0 in a skipped step.
         finite: whether all gradients of a copy are finite; else its step is skipped.
     """
 
@@ -46,6 +47,7 @@ class Moments:
     power: Float[Tensor, "*batch tensors"]
     peak: Float[Tensor, "*batch tensors"]
     trust: Float[Tensor, "*batch tensors"]
+    factor: Float[Tensor, "*batch tensors"]
     finite: Bool[Tensor, "*batch"]
 
     def state(self, names: tuple[str, ...]) -> dict[str, Tensor]:
@@ -157,5 +159,6 @@ def accumulate(
         power=unbiased,
         peak=scalars[PEAK],
         trust=trust,
+        factor=kept,
         finite=finite,
     )

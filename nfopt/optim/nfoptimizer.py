@@ -13,10 +13,12 @@ from nfopt.checkpoints import Checkpoint, digest_of
 from nfopt.errors import OptimizerError
 from nfopt.optim.guard_report import FIRST, LAST, GuardReport, marks_after, read_report
 from nfopt.optim.moments import SCALAR_STATE, SECOND, SKIPPED, STEP, TENSOR_STATE, initial_state
+from nfopt.optim.parameters import check_range, flat_partition_error, named_parameter
 from nfopt.optim.restore import RULE_DIGEST, STEPS_TAKEN, check_saved_state
 from nfopt.optim.rule import LearnedUpdateRule, common_work_dtype, work_dtype
 from nfopt.optim.rule_checkpoint import NOMINAL, read_rule
 from nfopt.optim.schedule import Schedule
+from nfopt.optim.sharded_tensors import Distribution, like_parameter, local_gradient, placed_like, to_local
 from nfopt.optim.spec_source import NfoptWarning, SpecSource
 from nfopt.symmetry import PermutationSpec
 from nfopt.symmetry.skeleton import unwrap
@@ -41,6 +43,9 @@ class NFOptimizer(torch.optim.Optimizer):
         model: the model that `params` come from, when `params` is not the model itself.
         example_inputs: inputs of the model, to derive its symmetry at once; otherwise the first forward pass
             shows their shapes.
+        share_work: whether the processes of the default group, which all train the same plain model
+            (DistributedDataParallel), orthogonalise each matrix on one of them only; all must take every
+            step together. Parameters sharded by `fully_shard` share the work in any case.
 
     All state is tensors in `state`, so that checkpoints of any host resume bit-exactly. A step with a
     gradient that is not finite is skipped and warned about; gradients far above their usual size are clipped
@@ -63,10 +68,11 @@ class NFOptimizer(torch.optim.Optimizer):
         checkpoint: str | Checkpoint = "default",
         model: nn.Module | None = None,
         example_inputs: Any = None,
+        share_work: bool = False,
     ) -> None:
-        _check_range("lr", lr)
+        check_range("lr", lr)
         if weight_decay is not None:
-            _check_range("weight_decay", weight_decay)
+            check_range("weight_decay", weight_decay)
         self.schedule = Schedule(total_steps)
         self._config, self._theta, self._checkpoint_name = read_rule(checkpoint)
         if isinstance(params, nn.Module):
@@ -76,6 +82,7 @@ class NFOptimizer(torch.optim.Optimizer):
         self._rules: dict[tuple[str, ...], LearnedUpdateRule] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._warned_past_end = False
+        self._share_work = share_work
         self._skips_seen = 0
         self._pending_skips: Tensor | None = None
         decay = self._config.weight_decay if weight_decay is None else weight_decay
@@ -122,11 +129,11 @@ class NFOptimizer(torch.optim.Optimizer):
             raise OptimizerError("parameters come in an order, for their state to be saved; give a list.")
         for key in ("lr", "weight_decay"):
             if key in param_group:
-                _check_range(key, param_group[key])
+                check_range(key, param_group[key])
         entries = [params] if isinstance(params, Tensor) else list(params)
         start = len(self._shapes)
         names = self._source.names() or {}
-        named = [_named(entry, names, start + i) for i, entry in enumerate(entries)]
+        named = [named_parameter(entry, names, start + i) for i, entry in enumerate(entries)]
         shapes: dict[str, tuple[int, ...]] = {}
         for name, param in named:
             work_dtype(param.dtype)
@@ -155,7 +162,8 @@ class NFOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        active = self._active()
+        distribution = Distribution.of(self._all_params(), self._share_work)
+        active = self._active(distribution)
         if not active:
             return loss
         self._fill_state(active)
@@ -163,25 +171,27 @@ class NFOptimizer(torch.optim.Optimizer):
             return loss
         rule = self._rule(tuple(active))
         params = {name: param for name, (param, _) in active.items()}
-        grads = {n: _dense(p.grad) for n, p in params.items()}
+        grads = {n: local_gradient(p) for n, p in params.items()}
+        here = {n: to_local(p) for n, p in params.items()}
         taken = self.param_groups[0][STEPS_TAKEN]
         self._say_when_past_end(taken)
         like = next(iter(self.state[next(iter(params.values()))].values()))
         factor = self.schedule.factor(taken)
         scale = torch.tensor([factor * lr for lr in self._option("lr", active)], dtype=like.dtype)
         self._add_second_moments(rule, params)
-        state = {f"{n}/{k}": value for n, p in params.items() for k, value in self.state[p].items()}
+        state = {f"{n}/{k}": to_local(value) for n, p in params.items() for k, value in self.state[p].items()}
         updates, new_state = rule(
             self._theta_for(rule, like),
-            params,
+            here,
             grads,
             state,
             torch.tensor(self.schedule.progress(taken), dtype=like.dtype, device=like.device),
             step_scale=scale.to(like.device),
             weight_decay=self._option("weight_decay", active),
+            holding=distribution.holding(rule.incidence.layouts, list(params.values()), rule.config.rates),
         )
         torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
-            list(params.values()), [updates[n] for n in params]
+            list(here.values()), [updates[n] for n in here]
         )
         self._keep(params, new_state, taken + 1)
         for group in self.param_groups:
@@ -193,10 +203,10 @@ class NFOptimizer(torch.optim.Optimizer):
         """Keep the new state, and note which step it was where the guard intervened."""
         states = {name: self.state[param] for name, param in params.items()}
         marks = marks_after(states, new, step)
-        for name, state in states.items():
+        for name, param in params.items():
             for key in TENSOR_STATE:
                 if (value := new.get(f"{name}/{key}")) is not None:
-                    state[key] = value
+                    states[name][key] = like_parameter(value, param)
         # The scalars come as views of one vector; copied, each tensor keeps memory of its own.
         old = [state[key] for state in states.values() for key in SCALAR_STATE]
         values = [new[f"{name}/{key}"] for name in states for key in SCALAR_STATE]
@@ -259,17 +269,22 @@ class NFOptimizer(torch.optim.Optimizer):
             for handle in handles:
                 handle.remove()
 
-    def _active(self) -> dict[str, tuple[Tensor, dict[str, Any]]]:
-        """Parameters that have a gradient, with their groups, by name."""
+    def _all_params(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in group["params"]]
+
+    def _active(self, distribution: Distribution) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+        """Parameters that have a gradient, on any rank, with their groups, by name."""
+        everything = self._all_params()
+        has_gradient = iter(distribution.with_gradient(everything) if everything else [])
         active: dict[str, tuple[Tensor, dict[str, Any]]] = {}
         for group in self.param_groups:
             if len(group["param_names"]) != len(group["params"]):
-                raise _flat_partition_error(f"{len(group['params'])} tensors", f"{len(group['param_names'])}")
+                raise flat_partition_error(f"{len(group['params'])} tensors", f"{len(group['param_names'])}")
             for name, param in zip(group["param_names"], group["params"], strict=True):
-                if param.grad is None or param.numel() == 0:
+                if not next(has_gradient) or param.numel() == 0:
                     continue
                 if tuple(param.shape) != self._shapes[name]:
-                    raise _flat_partition_error(
+                    raise flat_partition_error(
                         f"{name} of shape {tuple(param.shape)}", f"{self._shapes[name]}"
                     )
                 active[name] = (param, group)
@@ -293,6 +308,7 @@ class NFOptimizer(torch.optim.Optimizer):
                     state[SKIPPED].copy_(skipped)
             elif state[STEP].dtype != work or state[STEP].device != param.device:
                 state.update({k: v.to(param.device, work) for k, v in state.items()})
+            state.update({k: placed_like(state[k], param) for k in TENSOR_STATE if k in state})
             for key in (FIRST, LAST):
                 if key not in state:
                     state[key] = torch.zeros_like(state[STEP])
@@ -361,33 +377,3 @@ class NFOptimizer(torch.optim.Optimizer):
                 stacklevel=4,
             )
         self._skips_seen = skips
-
-
-def _named(entry: Any, names: Mapping[int, str], position: int) -> tuple[str, Tensor]:
-    """Name a parameter as its model does, not as a wrapper of it does: the spec goes by these names."""
-    given, param = entry if isinstance(entry, tuple) else (f"parameter {position}", entry)
-    if not isinstance(param, Tensor):
-        kind = type(param).__name__
-        raise OptimizerError(f"a parameter is a tensor or a (name, tensor) pair, not {kind}.")
-    return names.get(id(param), given), param
-
-
-def _dense(grad: Tensor | None) -> Tensor:
-    assert grad is not None
-    return grad.to_dense() if grad.is_sparse else grad
-
-
-def _check_range(name: str, value: Any) -> None:
-    try:
-        fits = 0 <= float(value) < float("inf")
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise OptimizerError(f"{name} is {value!r}; it must be a finite number of at least 0.")
-
-
-def _flat_partition_error(found: str, expected: str) -> OptimizerError:
-    return OptimizerError(
-        f"the optimizer was built for {expected} but finds {found}. ZeRO and FSDP1 hand over flat "
-        "partitions, in which rows and columns are gone; use FSDP2 (fully_shard) or DDP."
-    )

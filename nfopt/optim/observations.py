@@ -3,6 +3,7 @@
 Tensors may have leading dimensions, in which copies of the model lie side by side.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -105,24 +106,35 @@ def static_features(
 
 
 @dataclass(frozen=True)
-class Observed:
-    """What a step has measured, from which the features are made.
+class Pools:
+    """Statistics of whole tensors, as the rule observes them.
 
     Attributes:
         weight: mean squares of the weights.
         slow: mean squares of the slow momentum.
         fast: mean squares of the fast momentum.
         agreement: cosine between the fast and the slow momentum.
-        alive: from `directions.liveness`; what is read off a gradient of rounding noise counts as 0.
-        decline: power of the gradient as a share of its largest so far.
-        step: steps taken, this one included.
-        progress: share of the training done, in (0, 1].
     """
 
     weight: Pooled
     slow: Pooled
     fast: Pooled
     agreement: Float[Tensor, "*batch tensors"]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a step has measured, from which the features are made.
+
+    Attributes:
+        pools: statistics of the weights and of the momenta.
+        alive: from `directions.liveness`; what is read off a gradient of rounding noise counts as 0.
+        decline: power of the gradient as a share of its largest so far.
+        step: steps taken, this one included.
+        progress: share of the training done, in (0, 1].
+    """
+
+    pools: Pools
     alive: Float[Tensor, "*batch tensors"]
     decline: Float[Tensor, "*batch tensors"]
     step: Float[Tensor, "*batch tensors"]
@@ -154,17 +166,17 @@ def features(
         return _bounded(_log_ratio(pooled.entries, pooled.totals.index_select(-1, of)))
 
     alive = seen.alive.index_select(-1, of)
-    signal = _log_ratio(seen.slow.entries, seen.fast.entries) + correction.index_select(-1, of)
+    signal = _log_ratio(seen.pools.slow.entries, seen.pools.fast.entries) + correction.index_select(-1, of)
     entries = torch.stack(
-        [relative(seen.weight), alive * relative(seen.slow), alive * _bounded(signal)], dim=-1
+        [relative(seen.pools.weight), alive * relative(seen.pools.slow), alive * _bounded(signal)], dim=-1
     )
-    evenness = _evenness(seen.slow, incidence)
+    evenness = _evenness(seen.pools.slow, incidence)
     wide = torch.ones_like(seen.alive)
     dynamic = torch.stack(
         [
-            _bounded(_log_ratio(seen.weight.totals, weight_unit.square())),
-            seen.alive * _bounded(_log_ratio(seen.slow.totals, seen.fast.totals) + correction),
-            seen.alive * seen.agreement,
+            _bounded(_log_ratio(seen.pools.weight.totals, weight_unit.square())),
+            seen.alive * _bounded(_log_ratio(seen.pools.slow.totals, seen.pools.fast.totals) + correction),
+            seen.alive * seen.pools.agreement,
             seen.alive * _bounded(_log_ratio(seen.decline, torch.ones_like(seen.decline))),
             seen.alive * evenness[..., 0],
             seen.alive * evenness[..., 1],
@@ -180,7 +192,7 @@ def features(
 
 
 def mean_products(
-    first: list[Tensor], second: list[Tensor], layouts: tuple[MatrixLayout, ...]
+    first: Sequence[Tensor], second: Sequence[Tensor], layouts: tuple[MatrixLayout, ...]
 ) -> Float[Tensor, "*batch tensors"]:
     """Return the mean of the products of the elements of two lists of tensors, pair by pair."""
     found = []
@@ -188,6 +200,14 @@ def mean_products(
         dims = len(layout.shape)
         a, b = (a.flatten(-dims), b.flatten(-dims)) if dims else (a[..., None], b[..., None])
         found.append(torch.linalg.vecdot(a, b) / a.shape[-1])
+    return torch.stack(found, dim=-1)
+
+
+def mean_squares(
+    tensors: Sequence[Tensor], layouts: tuple[MatrixLayout, ...]
+) -> Float[Tensor, "*batch tensors"]:
+    """Return the mean square of each tensor."""
+    found = [total_mean(t.square(), len(x.shape)) for t, x in zip(tensors, layouts, strict=True)]
     return torch.stack(found, dim=-1)
 
 

@@ -27,8 +27,9 @@ from nfopt.nn.tokens import TokenNetwork
 from nfopt.optim import directions, observations
 from nfopt.optim.controls import CONTROL_NAMES, Controls, bound
 from nfopt.optim.directions import MomentumRates, spread
-from nfopt.optim.moments import Moments, accumulate, initial_state
-from nfopt.optim.observations import ENTRY_FEATURES, TENSOR_FEATURES, Observed, pool
+from nfopt.optim.holding import Holding, Whole
+from nfopt.optim.moments import MOMENTA, Moments, accumulate, initial_state
+from nfopt.optim.observations import ENTRY_FEATURES, TENSOR_FEATURES, Observed
 from nfopt.optim.schedule import linear_schedule
 from nfopt.symmetry import PermutationSpec
 from nfopt.weightspace.incidence import Incidence, MatrixLayout, Side, build_incidence
@@ -103,6 +104,7 @@ class LearnedUpdateRule:
             hidden=self.config.hidden,
             couple=self.config.couple,
         )
+        self._whole = Whole(self.incidence.layouts)
         self._static = observations.static_features(spec, self.incidence, self.matrices)
         self._units = torch.tensor([self._weight_unit(n) for n in self.names], dtype=torch.float64)
         self._steps = torch.tensor([self._nominal_step(n) for n in self.names], dtype=torch.float64)
@@ -146,6 +148,7 @@ class LearnedUpdateRule:
         step_scale: Float[Tensor, " tensors"] | None = None,
         weight_decay: Sequence[float] | None = None,
         controls: Controls | None = None,
+        holding: Holding | None = None,
     ) -> "Proposal":
         """Propose one step.
 
@@ -159,6 +162,7 @@ class LearnedUpdateRule:
             progress: share of the training done with this step, in (0, 1].
             step_scale: factor on each tensor's step size; default: the built-in schedule at `progress`.
             weight_decay: one per tensor, in place of the config's; it acts on matrices only.
+            holding: what this process has of the tensors; default: all of them.
             controls: decisions to follow, from an earlier step, in place of asking the network.
 
         If any gradient is not finite, the updates are zero and the state stays, but for the count of skipped
@@ -166,41 +170,37 @@ class LearnedUpdateRule:
         """
         work = common_work_dtype(params[n].dtype for n in self.names)
         self._move_to(params[self.names[0]].device, work)
+        holding = self._whole if holding is None else holding
         weights = [params[n].to(work) for n in self.names]
-        layouts = self.incidence.layouts
-        grads_in = [grads[n].to(work) for n in self.names]
+        slow, fast = ([state[f"{n}/{key}"] for n in self.names] for key in MOMENTA)
+        gradients = [grads[n].to(work) for n in self.names]
+        measured = holding.measure(weights, gradients, slow, fast)
         moments = accumulate(
-            grads_in,
-            observations.mean_products(grads_in, grads_in, layouts),
+            gradients,
+            measured.squares,
             state,
             self.names,
-            layouts,
+            self.incidence.layouts,
             self.config.rates,
             self.scaled,
         )
         alive = directions.liveness(moments.power, moments.peak)
-        slow = pool([m.square() for m in moments.slow], layouts)
-        fast = pool([m.square() for m in moments.fast], layouts)
-        product = observations.mean_products(moments.fast, moments.slow, layouts)
         seen = Observed(
-            weight=pool([w.square() for w in weights], layouts),
-            slow=slow,
-            fast=fast,
-            agreement=observations.cosines(product, fast.totals, slow.totals),
+            pools=measured.pools(moments),
             alive=alive,
             decline=moments.power / moments.peak.clamp(min=directions.TINY),
             step=moments.step,
             progress=progress[..., None],
         )
         controls = self._decide(theta, seen, moments.trust) if controls is None else controls
-        moves = self._directions(moments, controls)
+        moves = self._directions(moments, controls, holding)
 
         scale = linear_schedule(progress)[..., None] if step_scale is None else step_scale
         scale = torch.where(moments.finite[..., None], scale, torch.zeros_like(scale)).to(work)
         sizes = scale * alive * self._steps * torch.exp(controls.log_step)
         decay = self._decay if weight_decay is None else torch.tensor(weight_decay).to(self._decay)
         shrink = scale * self._is_matrix * self.config.matrix_step * decay * torch.exp(controls.log_decay)
-        updates = self._scale(moves, weights, controls.gain, sizes, shrink)
+        updates = self._scale(moves, weights, controls.gain, sizes, shrink, holding)
         return Proposal(
             {n: u.to(params[n].dtype) for n, u in zip(self.names, updates, strict=True)},
             moments.state(self.names),
@@ -216,31 +216,33 @@ class LearnedUpdateRule:
         outputs, entry_outputs = self.network(network, self.incidence, entries, tensors)
         return bound(outputs, entry_outputs, trust, trust.index_select(-1, self.incidence.entry_tensor))
 
-    def _directions(self, moments: Moments, controls: Controls) -> list[Tensor]:
+    def _directions(self, moments: Moments, controls: Controls, holding: Holding) -> list[Tensor]:
         """Return each tensor's direction, at RMS 1."""
         weights = directions.lookahead_weights(controls.fast_share, moments.step, self.config.rates)
         slow, fast, grad = (w.unbind(-1) for w in weights)
         dims = [len(layout.shape) for layout in self.incidence.layouts]
         found = [
-            torch.addcmul(
-                torch.addcmul(spread(slow[i], k) * moments.slow[i], moments.fast[i], spread(fast[i], k)),
-                moments.grads[i],
-                spread(grad[i], k),
-            )
+            spread(slow[i], k) * moments.slow[i]
+            + spread(fast[i], k) * moments.fast[i]
+            + spread(grad[i], k) * moments.grads[i]
             for i, k in enumerate(dims)
         ]
-        chosen = [i for i, second in enumerate(moments.second) if second is None]
-        layouts = [self.incidence.layouts[i] for i in chosen]
-        turned = directions.orthogonal([found[i] for i in chosen], layouts)
-        for i, direction in zip(chosen, turned, strict=True):
+        matrices = [i for i, second in enumerate(moments.second) if second is None]
+        turned = holding.orthogonal([found[i] for i in matrices], matrices)
+        second = {i: second for i, second in enumerate(moments.second) if second is not None}
+        scaled = holding.adam([found[i] for i in second], list(second.values()), list(second))
+        for i, direction in zip([*matrices, *second], [*turned, *scaled], strict=True):
             found[i] = direction
-        for i, second in enumerate(moments.second):
-            if second is not None:
-                found[i] = directions.adam(found[i], second, dims[i])
         return found
 
     def _scale(
-        self, moves: list[Tensor], weights: list[Tensor], gain: Tensor, sizes: Tensor, shrink: Tensor
+        self,
+        moves: list[Tensor],
+        weights: list[Tensor],
+        gain: Tensor,
+        sizes: Tensor,
+        shrink: Tensor,
+        holding: Holding,
     ) -> list[Tensor]:
         """Return the updates: directions with step sizes and gains, and the decoupled weight decay."""
         updates = []
@@ -248,11 +250,13 @@ class LearnedUpdateRule:
         for i, (size, decay) in enumerate(by_tensor):
             name, layout = self.names[i], self.incidence.layouts[i]
             k = len(layout.shape)
-            update = moves[i] * (-spread(size, k) * self._gain(gain, name, "out", layout.out_dims))
+            update = moves[i] * (
+                -spread(size, k) * holding.cut(self._gain(gain, name, "out", layout.out_dims), i)
+            )
             if layout.in_dims:
-                update = update * self._gain(gain, name, "in", layout.in_dims)
+                update = update * holding.cut(self._gain(gain, name, "in", layout.in_dims), i)
             if name in self.matrices:
-                update = torch.addcmul(update, weights[i], spread(decay, k), value=-1.0)
+                update = update - spread(decay, k) * weights[i]
             updates.append(update)
         return updates
 

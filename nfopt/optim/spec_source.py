@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from nfopt.errors import NfoptError, NfoptWarning, TraceError
+from nfopt.optim.sharded_tensors import as_unsharded
 from nfopt.symmetry import PermutationSpec
 from nfopt.symmetry.skeleton import unwrap
 from nfopt.symmetry.trace import trace_permutation_spec
@@ -54,7 +55,8 @@ class SpecSource:
         self._spec: PermutationSpec | None = None
         self._first: _FirstForward | None = None
         if self._model is not None and example_inputs is not None:
-            self._spec = trace_permutation_spec(self._model, example_inputs)
+            with as_unsharded(self._model):
+                self._spec = trace_permutation_spec(self._model, example_inputs)
         elif self._model is not None:
             self._first = _FirstForward(self._model)
 
@@ -94,7 +96,8 @@ class SpecSource:
             reason = "no forward pass of the model was seen before the first step; pass example_inputs"
         elif self._model is not None and noted is not None:
             try:
-                return trace_permutation_spec(self._model, _one_form(self._model, *noted))
+                with as_unsharded(self._model):
+                    return trace_permutation_spec(self._model, _one_form(self._model, *noted))
             except TraceError as error:
                 reason = f"the model could not be traced: {error}"
             except NfoptError as error:
