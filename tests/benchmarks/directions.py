@@ -7,7 +7,8 @@ in the direction of a best one that lies at the edge, up to 1.6^4. Seeds share s
 directions. Each training is kept in `--out` and not run again; `--shown` prints the table of what is there.
 `--check` proves the directions' implementations instead. Columns:
 
-- best: the step whose validation loss, averaged over all seeds, is lowest; ! where the search ended there.
+- best: the step whose validation loss, averaged over all seeds, is lowest; ! if it is the
+  last of its search, ? if the search was stopped before its end.
 - train, val, test: final losses in nats, mean +- standard error over the seeds, each seed with the step that
   is best on the other seeds. Training images: 5,000 fixed ones.
 - val - ours: difference to orthogonalised momentum, paired by seed.
@@ -45,7 +46,8 @@ from tests.benchmarks.direction_entrants import ADAMW, ENTRANTS, MUON, OURS
 from tests.benchmarks.direction_tasks import Problem, problem
 
 FACTOR, FIRST, FURTHEST = 1.6, (0, -1, 1), 4
-TIMED_STEPS, TIMED_ROUNDS = 20, 5
+TIMED_STEPS, TIMED_ROUNDS = 20, 3
+BACKWARD = "forward and backward"
 # The few that the convolutional net is worth trying on.
 CNN = (
     ADAMW,
@@ -88,29 +90,35 @@ class Kept:
             partial.write_text(json.dumps(asdict(outcome)))
 
 
-def search(entrant: Entrant, run: Callable[[int], Outcome | None]) -> Search:
-    """Run the trainings of a search; `run` gives None for one that is not to be run."""
-    found: Search = {}
-    wanted = list(FIRST)
-    while wanted:
-        for power in wanted:
-            outcome = run(power)
-            if outcome is None:
-                return found
-            found[power] = outcome
-        wanted = beside_best(found)
-    return found
-
-
-def finished(found: Search) -> bool:
-    """Return whether a search has come to its end."""
-    return set(FIRST) <= set(found) and not beside_best(found)
-
-
-def beside_best(found: Search) -> list[int]:
-    """Return the powers beside the best one that are still to be run."""
+def next_power(found: Search) -> int | None:
+    """Return the power that a search wants next, or None at its end."""
+    first = [power for power in FIRST if power not in found]
+    if first:
+        return first[0]
     best = best_power(found)
-    return [p for p in (best - 1, best + 1) if p not in found and abs(p) <= FURTHEST]
+    beside = [p for p in (best - 1, best + 1) if p not in found and abs(p) <= FURTHEST]
+    return beside[0] if beside else None
+
+
+def race(entrants: list[Entrant], run: Callable[[Entrant, int], Outcome | None]) -> dict[str, Search]:
+    """Run the searches in turns, one training each: stopped at any time, all are equally far.
+
+    Args:
+        entrants: who takes part.
+        run: trains, or gives None for what is not to be run, which ends that search.
+    """
+    done: dict[str, Search] = {entrant.name: {} for entrant in entrants}
+    waiting = list(entrants)
+    while waiting:
+        still = []
+        for entrant in waiting:
+            power = next_power(done[entrant.name])
+            outcome = None if power is None else run(entrant, power)
+            if power is not None and outcome is not None:
+                done[entrant.name][power] = outcome
+                still.append(entrant)
+        waiting = still
+    return done
 
 
 def best_power(found: Search, without: int | None = None) -> int:
@@ -157,7 +165,10 @@ def steps_to(found: Search, reference: Search) -> str:
 
 
 def cost(task: Problem, entrants: list[Entrant]) -> dict[str, tuple[float, float]]:
-    """Return seconds per step and bytes of state per parameter; entrants take turns, two refreshes each."""
+    """Return seconds per step and bytes of state per parameter; entrants take turns, two refreshes each.
+
+    Under `BACKWARD` stand the seconds of forward and backward.
+    """
     part = task.data.train[torch.arange(task.batch)]
     batch = part.images[None], part.labels[None]
     running = {}
@@ -169,19 +180,23 @@ def cost(task: Problem, entrants: list[Entrant]) -> dict[str, tuple[float, float
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for turn in range(TIMED_ROUNDS):
         for name, (entrant, optimizer, params) in running.items():
+            start = time.thread_time()
             grads, signals, _ = gradients(task, params, batch, entrant.signals)
+            if name == OURS:
+                seconds.setdefault(BACKWARD, []).append(time.thread_time() - start)
             start = time.thread_time()
             with torch.no_grad():
                 for step in range(1, 1 + TIMED_STEPS):
                     optimizer.update(params, grads, 10 + turn * TIMED_STEPS + step, signals)
             seconds[name].append((time.thread_time() - start) / TIMED_STEPS)
     parameters = sum(tensor.numel() for tensor in task.net.init((0,)).values())
+    kept = {name: optimizer.state() for name, (_, optimizer, _) in running.items()}
     return {
         name: (
-            median(seconds[name]),
-            sum(t.numel() * t.element_size() for t in optimizer.state()) / parameters,
+            median(values),
+            sum(tensor.numel() * tensor.element_size() for tensor in kept.get(name, [])) / parameters,
         )
-        for name, (_, optimizer, _) in running.items()
+        for name, values in seconds.items()
     }
 
 
@@ -198,7 +213,8 @@ def rows(
     for entrant in entrants:
         found = done[entrant.name]
         best = best_power(found)
-        edge = " !" if best in (min(found), max(found)) else ""
+        edge = " !" if next_power(found) is None and best in (min(found), max(found)) else ""
+        edge += "" if next_power(found) is None else " ?"
         seconds, size = costs[entrant.name]
         gained = [a - b for a, b in zip(final(found, "val"), ours, strict=True)]
         cells = [
@@ -216,6 +232,12 @@ def rows(
     return printed
 
 
+def told(costs: dict[str, tuple[float, float]]) -> str:
+    """Return the costs' unit as a sentence."""
+    ours, backward = (1e3 * costs[name][0] for name in (OURS, BACKWARD))
+    return f"\nOne step of orthogonalised momentum: {ours:.1f} ms; forward and backward: {backward:.1f} ms."
+
+
 def main() -> None:
     """Run what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -225,6 +247,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="part of the names to run")
     parser.add_argument("--out", type=Path, default=Path("runs/directions"))
     parser.add_argument("--shown", action="store_true", help="run nothing more")
+    parser.add_argument("--costs", action="store_true", help="only time and bytes, of all; trains nothing")
     parser.add_argument("--check", action="store_true", help="prove the implementations")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -254,9 +277,17 @@ def main() -> None:
             )
         return outcome
 
+    if options.costs:
+        print("| direction | time | bytes |\n|---|---|---|")
+        costs = cost(task, list(ENTRANTS))
+        for entrant in ENTRANTS:
+            seconds, size = costs[entrant.name]
+            print(f"| {entrant.name} | {seconds / costs[OURS][0]:.1f} | {size:.1f} |")
+        print(told(costs))
+        return
     raced = [e for e in ENTRANTS if options.task == "mlp" or e.name in CNN]
-    done = {e.name: search(e, lambda power, e=e: run(e, power)) for e in raced}
-    shown = [e for e in raced if finished(done[e.name])]
+    done = race(raced, run)
+    shown = [e for e in raced if done[e.name]]
     missing = {ADAMW, OURS, f"{MUON} 0.9"} - {e.name for e in shown}
     if missing:
         sys.exit(f"The table needs {', '.join(sorted(missing))}: run them first.")
@@ -265,7 +296,9 @@ def main() -> None:
         + "|---" * 11
         + "|"
     )
-    print("\n".join(rows(done, shown, cost(task, shown))))
+    costs = cost(task, shown)
+    print("\n".join(rows(done, shown, costs)))
+    print(told(costs))
 
 
 if __name__ == "__main__":
