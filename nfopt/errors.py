@@ -44,6 +44,10 @@ class PruningError(NfoptError):
     """A pruning mask or plan cannot be made, or does not fit the model that it was given."""
 
 
+class EditingError(NfoptError):
+    """An edit cannot be made, does not fit the model that it was given, or was refused by its gate."""
+
+
 class NfoptWarning(UserWarning):
     """Something that nfopt does differently from what its user may expect, said once."""
 

@@ -1,0 +1,129 @@
+"""What base and edited model say about the same images: the numbers that a gate judges by."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from nfopt.data import Split
+from nfopt.metrics import classification_scores
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What one model says about one set of images.
+
+    Attributes:
+        finite: whether every logit is finite; the numbers below are 0 where not.
+        confidence: mean of the largest probability, in [0, 1].
+        effective_classes: exp of the entropy of how often each class is predicted: 1 where one class is
+            predicted always, C where C classes are predicted equally often.
+        top_share: share of the images that get the most frequent prediction.
+        logit_rms: root mean square of the logits about their mean over classes.
+        accuracy: share of right predictions; None without labels.
+    """
+
+    finite: bool
+    confidence: float = 0.0
+    effective_classes: float = 0.0
+    top_share: float = 0.0
+    logit_rms: float = 0.0
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Answers before and after an edit, by set, and how far it moved the weights.
+
+    Attributes:
+        before: the base's answers for "target" and, where they were given, "source" and "held_out".
+        after: the edited model's answers.
+        changes: RMS of the change over RMS of the base, by tensor of floating point.
+        weight_changes: the same for parameters of two or more axes alone, whose scale is their own.
+    """
+
+    before: Mapping[str, Answers]
+    after: Mapping[str, Answers]
+    changes: Mapping[str, float] = field(default_factory=dict)
+    weight_changes: Mapping[str, float] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, images: Tensor, batch_size: int = 256) -> Float[Tensor, "images classes"]:
+    """Return the logits of a model, which is in evaluation mode."""
+    return torch.cat([model(part).float() for part in images.split(batch_size)])
+
+
+def answers(logits: Float[Tensor, "images classes"], labels: Int[Tensor, " images"] | None = None) -> Answers:
+    """Return the numbers of some logits; images labelled -1 are left out of the accuracy."""
+    if not bool(torch.isfinite(logits).all()):
+        return Answers(finite=False, accuracy=None if labels is None else 0.0)
+    counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).double()
+    shares = counts / counts.sum()
+    entropy = float(torch.special.entr(shares).sum())
+    centred = logits - logits.mean(1, keepdim=True)
+    accuracy = None
+    if labels is not None and bool((labels >= 0).any()):
+        known = labels >= 0
+        accuracy = classification_scores(logits[known], labels[known]).accuracy
+    return Answers(
+        finite=True,
+        confidence=float(logits.softmax(1).amax(1).mean()),
+        effective_classes=math.exp(entropy),
+        top_share=float(shares.max()),
+        logit_rms=float(centred.square().mean().sqrt()),
+        accuracy=accuracy,
+    )
+
+
+def relative_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return RMS change over RMS base of each changed tensor of floating point.
+
+    A base of zeros is taken to have an RMS of 1e-3, so that the ratio is finite; where the change is not
+    finite, neither is the ratio.
+    """
+    changes = {}
+    for name, tensor in before.items():
+        if not tensor.is_floating_point() or torch.equal(tensor, after[name]) or tensor.numel() == 0:
+            continue
+        base, other = tensor.detach().double(), after[name].detach().double()
+        rms = float(base.square().mean().sqrt())
+        changes[name] = float((other - base).square().mean().sqrt()) / max(rms, 1e-3)
+    return changes
+
+
+def gather(
+    base: nn.Module,
+    edited: nn.Module,
+    sets: Mapping[str, tuple[Tensor, Tensor | None]],
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    batch_size: int = 256,
+) -> Evidence:
+    """Return the evidence of two models in evaluation mode on sets of images with or without labels."""
+    said = [
+        {name: answers(logits_of(model, x, batch_size), y) for name, (x, y) in sets.items()}
+        for model in (base, edited)
+    ]
+    changes = relative_changes(before, after)
+    weights = {name for name, parameter in base.named_parameters() if parameter.ndim >= 2}
+    return Evidence(said[0], said[1], changes, {n: c for n, c in changes.items() if n in weights})
+
+
+def scores_of(said: Mapping[str, Answers]) -> dict[str, float]:
+    """Return the scores for the history: by set and name."""
+    scores = {}
+    for name, answer in said.items():
+        scores[f"{name}_confidence"] = answer.confidence
+        scores[f"{name}_effective_classes"] = answer.effective_classes
+        if answer.accuracy is not None:
+            scores[f"{name}_accuracy"] = answer.accuracy
+    return scores
+
+
+def as_pair(split: Split | None) -> tuple[Tensor, Tensor] | None:
+    """Return the images and labels of a split."""
+    return None if split is None else (split.images, split.labels)

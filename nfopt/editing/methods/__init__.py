@@ -1,0 +1,23 @@
+"""Methods of editing: plug-ins that say how a model's state changes for a target."""
+
+# The methods enter themselves.
+from nfopt.editing.methods.bn import BatchNormStatistics
+from nfopt.editing.methods.eata import Eata
+from nfopt.editing.methods.finetune import Finetune
+from nfopt.editing.methods.mean_delta import MeanDelta
+from nfopt.editing.methods.method import METHODS, Method, Task, edit_method
+from nfopt.editing.methods.shot_im import ShotIM
+from nfopt.editing.methods.tent import Tent
+
+__all__ = [
+    "METHODS",
+    "BatchNormStatistics",
+    "Eata",
+    "Finetune",
+    "MeanDelta",
+    "Method",
+    "ShotIM",
+    "Task",
+    "Tent",
+    "edit_method",
+]
