@@ -32,7 +32,7 @@ class Moments:
         step: steps taken, this one included, at least 1.
         power: mean square of each gradient, averaged at the fast momentum's rate, without bias: it has to
             notice in time when a gradient vanishes.
-        peak: the largest power so far.
+        peak: the largest power since the first few steps.
         trust: how far the learned part is trusted.
         factor: what the gradients were multiplied by: 1 as a rule, 0 in a skipped step.
         finite: whether all gradients of a copy are finite; else its step is skipped.
@@ -121,7 +121,8 @@ def accumulate(
     ceiling = guard.early_power_ceiling(usual_now, step)
     power = torch.minimum(power, ceiling)
     unbiased = power / (1 - rates.fast ** taken.clamp(min=1.0))
-    peak = torch.maximum(torch.minimum(before[PEAK], ceiling), unbiased)
+    # The first steps' gradients are often many times as large as any later one, and no measure of arrival.
+    peak = torch.where(step < guard.SETTLE_STEPS, unbiased, torch.maximum(before[PEAK], unbiased))
     scalars = {
         STEP: taken,
         USUAL: usual_now,

@@ -58,7 +58,7 @@ def test_adam_matches_torch_adam_up_to_its_scale() -> None:
 def test_only_gradients_at_rounding_level_are_dead() -> None:
     power = torch.tensor([1.0, 1e-4, 1e-8, 1e-16, 0.0], dtype=torch.float64)
     alive = directions.liveness(power, power)
-    assert bool((alive[:3] > 0.9998).all())
+    assert torch.allclose(alive[:3], torch.ones(3, dtype=torch.float64), rtol=2e-4)
     assert bool((alive[3:] < 1e-3).all())
     assert torch.allclose(directions.liveness(1e-12 * power, 1e-12 * power), alive, rtol=1e-5)
 
@@ -66,9 +66,9 @@ def test_only_gradients_at_rounding_level_are_dead() -> None:
 def test_a_tensor_whose_gradient_vanishes_comes_to_rest() -> None:
     peak = torch.ones(5, dtype=torch.float64)
     threshold = directions.ARRIVED**2
-    power = threshold * torch.tensor([1e4, 1e2, 1.0, 1e-2, 1e-4], dtype=torch.float64)
+    power = threshold * torch.tensor([1e2, 1.0, 1e-2, 1e-4, 0.0], dtype=torch.float64)
     alive = directions.liveness(power, peak)
-    assert torch.allclose(alive, torch.tensor([1.0, 0.99, 0.5, 0.01, 1e-4], dtype=torch.float64), rtol=2e-2)
+    assert torch.allclose(alive, torch.tensor([1.0, 0.5, 0.01, 1e-4, 0.0], dtype=torch.float64), rtol=2e-2)
 
 
 def test_lookahead_is_the_nesterov_momentum_of_the_chosen_rate() -> None:
