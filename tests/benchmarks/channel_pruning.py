@@ -42,18 +42,20 @@ class OutOfTimeError(Exception):
 
 @contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """Raise OutOfTimeError in the block after some seconds."""
+    """Raise OutOfTimeError in the block after some seconds of processor time."""
 
     def stop(*_: Any) -> None:
         raise OutOfTimeError
 
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    previous = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
+        # What was broken off may have left it off.
+        torch.set_grad_enabled(True)
 
 
 def channel_share(pruning: ChannelPruning) -> float:
@@ -249,7 +251,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="JSON lines, appended to")
     parser.add_argument("--table", type=Path, help="markdown file to write at the end")
     parser.add_argument("--families", nargs="*", help="only these")
-    parser.add_argument("--limit", type=int, default=600, help="seconds for one model and library")
+    parser.add_argument("--limit", type=int, default=600, help="processor seconds for one model and library")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

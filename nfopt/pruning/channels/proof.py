@@ -1,5 +1,6 @@
 """Proof of a removal: in float64, the smaller model computes what the original does with zeroed channels."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from nfopt.errors import PruningError
-from nfopt.pruning.channels.subset import Kept, kept_positions, remaining, smaller_spec, zeroed
+from nfopt.pruning.channels.subset import Kept, kept_positions, remaining, zeroed
 from nfopt.pruning.channels.surgery import without_channels
 from nfopt.symmetry import Axis, PermutationSpec
-from nfopt.symmetry.float64 import RandomisedModule
+from nfopt.symmetry.float64 import RandomisedModule, widened
+from nfopt.symmetry.skeleton import copy_module
 from nfopt.symmetry.trace import FORWARD_ERRORS
 
 TOLERANCE = 1e-9
@@ -55,13 +57,23 @@ class RemovalProver:
     def __init__(
         self, model: nn.Module, spec: PermutationSpec, example_inputs: Any, *, seed: int = 0
     ) -> None:
-        self._model, self._spec, self._inputs, self._seed = model, spec, example_inputs, seed
-        self._original = self._randomised(model, spec)
+        self._model, self._spec = model, spec
+        generator = torch.Generator().manual_seed(seed)
+        self._original = RandomisedModule(model, spec, example_inputs, generator)
 
-    def _randomised(self, model: nn.Module, spec: PermutationSpec) -> RandomisedModule:
-        # Inputs are drawn first: one seed gives models of different sizes the same ones.
-        generator = torch.Generator().manual_seed(self._seed)
-        return RandomisedModule(model, spec, self._inputs, generator, 1.0)
+    def _with_weights(self, smaller: nn.Module, kept: Kept) -> RandomisedModule:
+        """Return the smaller model in float64 with what remains of the original's weights, and its inputs."""
+        base = {
+            name: remaining(tensor, self._spec.tensors[name].axes, kept)
+            for name, tensor in self._original.base.items()
+        }
+        other = copy.copy(self._original)
+        other.skeleton = copy_module(
+            smaller, lambda name, tensor: base[name] if name in base else widened(tensor.detach().cpu())
+        )
+        # It is run once: nothing is to be put back before a second run.
+        other.base, other.promoted, other._changed, other._state = base, {}, {}, []
+        return other
 
     def prove(self, kept: Kept, *, explain: bool = True) -> RemovalProof:
         """Return whether the model without the other indices of the groups in `kept` computes the same."""
@@ -70,17 +82,16 @@ class RemovalProver:
             smaller = without_channels(self._model, spec, kept)
         except PruningError as error:
             return RemovalProof(inf, str(error))
-        copy = self._randomised(smaller, smaller_spec(spec, kept))
+        less = self._with_weights(smaller, kept)
         base = self._original.base
-        less = {name: remaining(base[name], spec.tensors[name].axes, kept) for name in copy.base}
         with_zeros = {
             name: zeroed(base[name], entry.axes, kept)
             for name, entry in spec.tensors.items()
             if any(kept_positions(axis, kept) is not None for axis in entry.axes)
         }
-        watch = _Watch(copy)
+        watch = _Watch(less)
         try:
-            outputs = copy.run(less)
+            outputs = less.run()
         except FORWARD_ERRORS as error:
             line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             return RemovalProof(inf, f"{watch.place} does not take fewer channels: {line[:160]}")
