@@ -46,6 +46,13 @@ class MaskOptions(Strict):
     def _is_a_score(cls, score: str) -> str:
         return _or_fault(lambda: (SCORES[score], score)[1])
 
+    @field_validator("scope", mode="before")
+    @classmethod
+    def _is_quoted(cls, scope: Any) -> Any:
+        if isinstance(scope, int):
+            raise ValueError('without quotes YAML reads 2:4 as a number of seconds; write scope: "2:4".')
+        return scope
+
     @field_validator("scope")
     @classmethod
     def _is_a_scope(cls, scope: str) -> str:

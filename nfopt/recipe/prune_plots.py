@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,6 +13,16 @@ from nfopt.atomic import replacing
 from nfopt.recipe.plots import COLOURS, MARKERS
 
 MOST_LABELS = 40
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Return colour, marker and dashes; where colours begin anew the others differ."""
+    again = index // len(COLOURS)
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[(index + 3 * again) % len(MARKERS)],
+        "linestyle": ("-", "--", ":")[again % 3],
+    }
 
 
 def plot_densities(
@@ -28,8 +39,7 @@ def plot_densities(
             places,
             [max(100 * value, floor) for value in values],
             label=label,
-            color=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
+            **_style(index),
             markersize=5,
             linewidth=1.2,
         )
@@ -72,8 +82,7 @@ def plot_accuracies(
             means,
             yerr=errors,
             label=label,
-            color=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
+            **_style(index),
             markersize=5,
             linewidth=1.2,
             capsize=2,
