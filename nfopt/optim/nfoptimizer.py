@@ -167,10 +167,14 @@ class NFOptimizer(torch.optim.Optimizer):
         if not active:
             return loss
         self._fill_state(active)
-        if self._is_inert():
+        params = {name: param for name, (param, _) in active.items()}
+        inert = self._is_inert()
+        if inert and not self._source.is_traced:
             return loss
         rule = self._rule(tuple(active))
-        params = {name: param for name, (param, _) in active.items()}
+        self._add_second_moments(rule, params)
+        if inert:
+            return loss
         grads = {n: local_gradient(p) for n, p in params.items()}
         here = {n: to_local(p) for n, p in params.items()}
         taken = self.param_groups[0][STEPS_TAKEN]
@@ -178,7 +182,6 @@ class NFOptimizer(torch.optim.Optimizer):
         like = next(iter(self.state[next(iter(params.values()))].values()))
         factor = self.schedule.factor(taken)
         scale = torch.tensor([factor * lr for lr in self._option("lr", active)], dtype=like.dtype)
-        self._add_second_moments(rule, params)
         state = {f"{n}/{k}": to_local(value) for n, p in params.items() for k, value in self.state[p].items()}
         updates, new_state = rule(
             self._theta_for(rule, like),
@@ -300,10 +303,11 @@ class NFOptimizer(torch.optim.Optimizer):
         """Give every parameter a state: a fresh one, or its own, to where and what the parameter is now."""
         work = common_work_dtype(param.dtype for param, _ in active.values())
         skipped = next((state[SKIPPED] for state in self.state.values() if state), None)
-        for param, _ in active.values():
+        tables = self._source.tables() if len(self.state) < len(active) else frozenset()
+        for name, (param, _) in active.items():
             state = self.state[param]
             if not state:
-                state.update(initial_state(param, work))
+                state.update(initial_state(param, work, second=name in tables or None))
                 if skipped is not None:
                     state[SKIPPED].copy_(skipped)
             elif state[STEP].dtype != work or state[STEP].device != param.device:

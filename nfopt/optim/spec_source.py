@@ -69,6 +69,17 @@ class SpecSource:
             return None
         return {id(param): name for name, param in self._model.named_parameters()}
 
+    @property
+    def is_traced(self) -> bool:
+        """Whether the spec is known."""
+        return self._spec is not None
+
+    def tables(self) -> frozenset[str]:
+        """Return the names of the embedding tables: no matrices, which is known before the trace."""
+        parts = [] if self._model is None else self._model.named_modules()
+        kinds = nn.Embedding | nn.EmbeddingBag
+        return frozenset(f"{name}.weight".lstrip(".") for name, part in parts if isinstance(part, kinds))
+
     def spec(self, shapes: Mapping[str, tuple[int, ...]]) -> PermutationSpec:
         """Return the spec that covers the named tensors, uncoupled where nothing better is known.
 

@@ -5,6 +5,7 @@ All quick checks share one start of two ranks, which is what takes the time.
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from nfopt.optim.moments import SCALAR_STATE, SKIPPED, TENSOR_STATE
 from nfopt.optim.spec_source import NfoptWarning
 from nfopt.symmetry.trace import trace_permutation_spec
+from tests.distributed.checkpointing import load, save
 from tests.distributed.ranks import (
     TARGETS,
     build,
@@ -135,7 +137,21 @@ def copies_that_share_the_work_stay_equal(make: Make) -> None:
     assert torch.equal(mine, theirs)
 
 
-def quick_checks() -> None:
+def a_saved_training_goes_on_and_its_first_empty_step_is_inert(folder: str) -> None:
+    model, inputs = language()
+    optimizer = build(shard(model))
+    train(model, inputs, optimizer, 3)
+    save(folder, model, optimizer)
+    train(model, inputs, optimizer, 3)
+    other, _ = language()
+    resumed = build(shard(other))
+    load(folder, other, resumed)
+    assert resumed.param_groups[0]["steps_taken"] == 3
+    train(other, inputs, resumed, 3)
+    assert largest_difference(weights(model), weights(other)) == 0
+
+
+def quick_checks(folder: str) -> None:
     goes_the_way_of_one_process(language)
     a_spec_from_before_sharding_serves_as_well()
     nan_on_one_rank_skips_the_step_on_all()
@@ -143,6 +159,7 @@ def quick_checks() -> None:
     a_parameter_without_a_gradient_anywhere_stays()
     a_parameter_added_later_joins(language)
     copies_that_share_the_work_stay_equal(language)
+    a_saved_training_goes_on_and_its_first_empty_step_is_inert(folder)
 
 
 def slow_checks() -> None:
@@ -153,8 +170,8 @@ def slow_checks() -> None:
     nan_on_one_rank_skips_the_step_on_all()
 
 
-def test_two_ranks_train_sharded_as_one_process_does() -> None:
-    on_ranks(2, quick_checks)
+def test_two_ranks_train_sharded_as_one_process_does(tmp_path: Path) -> None:
+    on_ranks(2, quick_checks, str(tmp_path / "saved"))
 
 
 @pytest.mark.slow
