@@ -89,7 +89,7 @@ def shortened(lines: Iterable[str]) -> str:
 def check_readable(tensors: Mapping[str, Tensor]) -> None:
     """Raise EditingError for tensors without values or without a plain layout."""
     for name, tensor in tensors.items():
-        if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        if torch.nn.parameter.is_lazy(tensor):
             raise EditingError(f"{name} has no shape yet. Run the model once before it is edited.")
         if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
             raise EditingError(f"{name} has no plain values to edit ({tensor.device}, {tensor.layout}).")

@@ -52,6 +52,12 @@ def affine_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def statistics_of(model: nn.Module) -> list[str]:
+    """Return the names of the running means and variances."""
+    prefixes = [f"{name}." if name else "" for name in norms_of(model)]
+    return [prefix + kind for prefix in prefixes for kind in ("running_mean", "running_var")]
+
+
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[Mapping[str, _BatchNorm]]:
     """Let BatchNorm layers normalise by each batch; their running statistics and modes are put back."""

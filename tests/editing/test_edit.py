@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -49,6 +49,7 @@ def step(**changes):
 REFUSED = step(checks=(Check("collapse", False, "predictions spread over 1.0 classes"),))
 
 
+@settings(deadline=None)  # the first call of a kernel is slow
 @given(st.sampled_from(DTYPES), st.integers(0, 999))
 def test_apply_and_revert_are_exact_for_any_bits_of_any_type(dtype, seed):
     one, two = (Holder(random_bits(dtype, (3, 5), s), random_bits(dtype, (), s)) for s in (seed, seed + 1))
@@ -157,6 +158,7 @@ def test_a_model_whose_statistics_moved_since_is_another_base():
         edit.apply(base)
 
 
+@settings(deadline=None)  # the first call of a kernel is slow
 @given(st.integers(0, 99), st.integers(0, 99))
 def test_composing_does_what_the_edits_do_in_turn_and_an_edit_undoes_its_inverse(first, second):
     a = mlp()

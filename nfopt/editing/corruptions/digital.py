@@ -28,5 +28,7 @@ def jpeg(images: Images, severity: int, generator: torch.Generator) -> Images:
     if channels not in modes:
         raise EditingError(f"JPEG has images of 1 or 3 channels, not of {channels}.")
     codes = (images.detach().cpu().float() * 255).round().to(torch.uint8)
-    read = [decode_jpeg(encode_jpeg(code.contiguous(), quality), modes[channels]) for code in codes]
-    return torch.stack(read).to(images) / 255
+    corrupted = torch.empty_like(images)
+    for number, code in enumerate(codes):
+        corrupted[number] = decode_jpeg(encode_jpeg(code.contiguous(), quality), modes[channels]) / 255  # pyright: ignore[reportOperatorIssue]
+    return corrupted

@@ -90,7 +90,7 @@ def _smoothed(
         window = torch.exp(-0.5 * ((line[:, None] - line[None, :]) / deviation) ** 2)
         window = window * ((line[:, None] - line[None, :]).abs() <= 3 * deviation + 0.5)
         window = window / window.sum(1, keepdim=True)
-        fields = torch.tensordot(fields, window, dims=([axis], [1])).movedim(-1, axis)
+        fields = (fields.movedim(axis, -1) @ window.T).movedim(-1, axis)
     return fields
 
 

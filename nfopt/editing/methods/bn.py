@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from nfopt.editing.methods.method import Method, Task, edit_method
-from nfopt.editing.norms import measure_statistics, put_statistics
+from nfopt.editing.norms import measure_statistics, put_statistics, statistics_of
 from nfopt.errors import EditingError
 
 
@@ -34,6 +34,10 @@ class BatchNormStatistics(Method):
                 f"bn takes source_count of at least 0 and batch_size of at least 1, not {self.source_count} "
                 f"and {self.batch_size}."
             )
+
+    def touches(self, model: nn.Module, example: Tensor) -> list[str]:
+        """Return the statistics."""
+        return statistics_of(model)
 
     def fit(self, model: nn.Module, task: Task) -> Mapping[str, Any]:
         """Measure and put the statistics."""

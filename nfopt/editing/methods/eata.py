@@ -13,7 +13,13 @@ from torch.nn import functional
 from nfopt.editing.methods.descent import chosen_parameters, descend, entropies, notes_of
 from nfopt.editing.methods.method import Method, Task, edit_method
 from nfopt.editing.methods.options import check_descent
-from nfopt.editing.norms import affine_parameters, batch_statistics, measure_statistics, put_statistics
+from nfopt.editing.norms import (
+    affine_parameters,
+    batch_statistics,
+    measure_statistics,
+    put_statistics,
+    statistics_of,
+)
 
 
 def sample_weights(
@@ -102,6 +108,10 @@ class Eata(Method):
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Return the parameters that are trained."""
         return chosen_parameters(model, self.include, affine_parameters(model))
+
+    def touches(self, model: nn.Module, example: Tensor) -> list[str]:
+        """Return the trained parameters and the statistics."""
+        return [*self.parameters(model), *statistics_of(model)]
 
     def fit(self, model: nn.Module, task: Task) -> Mapping[str, Any]:
         """Measure the Fisher information, descend, then put the statistics."""

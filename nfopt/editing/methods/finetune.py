@@ -11,7 +11,7 @@ from torch.nn import functional
 from nfopt.editing.methods.descent import chosen_parameters, descend, notes_of
 from nfopt.editing.methods.method import Method, Task, edit_method
 from nfopt.editing.methods.options import check_descent
-from nfopt.editing.norms import measure_statistics, put_statistics
+from nfopt.editing.norms import measure_statistics, put_statistics, statistics_of
 from nfopt.errors import EditingError
 
 
@@ -45,6 +45,10 @@ class Finetune(Method):
         """Return the parameters that are trained."""
         floating = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
         return chosen_parameters(model, self.include, floating)
+
+    def touches(self, model: nn.Module, example: Tensor) -> list[str]:
+        """Return the trained parameters and, if they are the target's, the statistics."""
+        return [*self.parameters(model), *(statistics_of(model) if self.statistics == "target" else [])]
 
     def fit(self, model: nn.Module, task: Task) -> Mapping[str, Any]:
         """Put the statistics, then descend."""

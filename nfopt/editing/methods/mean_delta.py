@@ -42,6 +42,10 @@ class MeanDelta(Method):
         """Return the options without the tensors."""
         return {"deltas": len(self.deltas), "scale": self.scale}
 
+    def touches(self, model: nn.Module, example: Tensor) -> list[str]:
+        """Return the tensors that the deltas name."""
+        return list(dict.fromkeys(name for delta in self.deltas for name in delta))
+
     def fit(self, model: nn.Module, task: Task) -> Mapping[str, Any]:
         """Add the mean delta."""
         if not self.deltas:

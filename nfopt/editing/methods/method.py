@@ -56,6 +56,15 @@ class Method(ABC):
             task: images and what else there is.
         """
 
+    def touches(self, model: torch.nn.Module, example: Tensor) -> list[str]:
+        """Return the names of the tensors that `fit` may change; all of them unless the leaf knows better.
+
+        Args:
+            model: the model, in evaluation mode.
+            example: two images.
+        """
+        return list(model.state_dict())
+
     def options(self) -> dict[str, Any]:
         """Return the options for the history, JSON values."""
         return asdict(self)  # pyright: ignore[reportArgumentType]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nfopt.editing.methods.descent import chosen_parameters, descend, entropies, notes_of
 from nfopt.editing.methods.method import Method, Task, edit_method
 from nfopt.editing.methods.options import check_descent
-from nfopt.editing.norms import batch_statistics, measure_statistics, put_statistics
+from nfopt.editing.norms import batch_statistics, measure_statistics, put_statistics, statistics_of
 
 
 def information_maximisation(logits: Float[Tensor, "images classes"]) -> Tensor:
@@ -57,6 +57,10 @@ class ShotIM(Method):
         return chosen_parameters(
             model, self.include, {name: p for name, p in floating.items() if name not in head}
         )
+
+    def touches(self, model: nn.Module, example: Tensor) -> list[str]:
+        """Return the trained parameters and the statistics."""
+        return [*self.parameters(model, example), *statistics_of(model)]
 
     def fit(self, model: nn.Module, task: Task) -> Mapping[str, Any]:
         """Descend, then put the statistics."""

@@ -5,12 +5,18 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nfopt.editing.methods.descent import chosen_parameters, descend, entropies, notes_of
 from nfopt.editing.methods.method import Method, Task, edit_method
 from nfopt.editing.methods.options import check_descent
-from nfopt.editing.norms import affine_parameters, batch_statistics, measure_statistics, put_statistics
+from nfopt.editing.norms import (
+    affine_parameters,
+    batch_statistics,
+    measure_statistics,
+    put_statistics,
+    statistics_of,
+)
 
 
 @edit_method("tent")
@@ -43,6 +49,10 @@ class Tent(Method):
     def parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Return the parameters that are trained."""
         return chosen_parameters(model, self.include, affine_parameters(model))
+
+    def touches(self, model: nn.Module, example: Tensor) -> list[str]:
+        """Return the trained parameters and the statistics."""
+        return [*self.parameters(model), *statistics_of(model)]
 
     def fit(self, model: nn.Module, task: Task) -> Mapping[str, Any]:
         """Descend, then put the statistics."""
