@@ -8,9 +8,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nfopt.errors import NfoptError
-    from nfopt.optim import NFOptimizer, NfoptWarning
+    from nfopt.errors import NfoptError, NfoptWarning
+    from nfopt.optim import NFOptimizer
     from nfopt.optim.timm_registry import register_timm
+    from nfopt.pruning import PruningMask, prune, prune_channels
     from nfopt.symmetry import PermutationSpec, trace_permutation_spec, verify
 
 __version__ = version("nfopt")
@@ -19,7 +20,10 @@ __all__ = [
     "NfoptError",
     "NfoptWarning",
     "PermutationSpec",
+    "PruningMask",
     "__version__",
+    "prune",
+    "prune_channels",
     "register_timm",
     "trace_permutation_spec",
     "verify",
@@ -27,8 +31,11 @@ __all__ = [
 _HOMES = {
     "NfoptError": "nfopt.errors",
     "NFOptimizer": "nfopt.optim",
-    "NfoptWarning": "nfopt.optim",
+    "NfoptWarning": "nfopt.errors",
     "PermutationSpec": "nfopt.symmetry",
+    "PruningMask": "nfopt.pruning",
+    "prune": "nfopt.pruning",
+    "prune_channels": "nfopt.pruning",
     "register_timm": "nfopt.optim.timm_registry",
     "trace_permutation_spec": "nfopt.symmetry",
     "verify": "nfopt.symmetry",

@@ -1,6 +1,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,17 +15,30 @@ def blocks(language):
 
 
 def test_the_swap_in_example_is_one_change_in_a_script_of_a_few_lines():
-    (example,) = blocks("python")
+    example = blocks("python")[0]
     assert example.count("# was:") == 1
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
 
 
 def test_the_swap_in_example_runs_and_learns():
-    (example,) = blocks("python")
+    example = blocks("python")[0]
     torch.manual_seed(0)
     names: dict[str, torch.Tensor] = {}
     exec(compile(example, "README.md", "exec"), names)
     assert names["loss"] < 0.3 * names["inputs"].prod(1).var()
+
+
+def test_the_pruning_example_keeps_a_tenth_and_removes_half_of_the_neurons():
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    exec(compile(blocks("python")[1], "README.md", "exec"), names)
+    assert abs(names["mask"].density - 0.1) < 1e-3
+    assert names["smaller"].model[0].out_features == 32
+    for inputs, targets in names["batches"]:
+        torch.nn.functional.cross_entropy(names["model"](inputs), targets).backward()
+        names["optimizer"].step()
+    kept = sum(int(p.count_nonzero()) for p in names["model"].parameters() if p.dim() > 1)
+    assert kept == round(0.1 * (20 * 64 + 64 * 5))
 
 
 def test_the_two_commands_of_the_newcomer_are_there():
