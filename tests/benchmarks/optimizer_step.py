@@ -3,7 +3,8 @@
     python -m tests.benchmarks.optimizer_step [--model fmnist-mlp --model resnet18 ...] [--rounds 30]
 
 Prints, per model, medians over the rounds as ratios to AdamW(foreach) and to forward+backward, and the bytes
-of optimizer state per parameter. Everything runs in one process, in turns, on `--threads` threads.
+of optimizer state per parameter. Everything runs in one process, in turns, on `--threads` threads. With
+`--cpu-time` it is this process's time on the processor, for a machine on which others work (one thread).
 """
 
 import argparse
@@ -45,11 +46,11 @@ def optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
     }
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Return the seconds that `work` takes."""
-    start = time.perf_counter()
+def timed(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Return the seconds that `work` takes by a clock."""
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def state_bytes(optimizer: torch.optim.Optimizer, parameters: int) -> float:
@@ -58,7 +59,7 @@ def state_bytes(optimizer: torch.optim.Optimizer, parameters: int) -> float:
     return sum(v.numel() * v.element_size() for v in tensors) / parameters
 
 
-def measure(name: str, rounds: int) -> list[str]:
+def measure(name: str, rounds: int, clock: Callable[[], float]) -> list[str]:
     """Return the table rows of one model."""
     make, shape = MODELS[name]
     model = make()
@@ -74,9 +75,9 @@ def measure(name: str, rounds: int) -> list[str]:
     for optimizer in contestants.values():
         optimizer.step()
     for _ in range(rounds):
-        seconds["forward+backward"].append(timed(forward_backward))
+        seconds["forward+backward"].append(timed(forward_backward, clock))
         for key, optimizer in contestants.items():
-            seconds[key].append(timed(optimizer.step))
+            seconds[key].append(timed(optimizer.step, clock))
     median = {key: statistics.median(values) for key, values in seconds.items()}
     parameters = sum(p.numel() for p in model.parameters())
     rows = []
@@ -96,12 +97,14 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=sorted(MODELS))
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cpu-time", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    clock = time.process_time if options.cpu_time else time.perf_counter
     print("| model (parameters) | optimizer | step ms | / AdamW | / Muon | of fwd+bwd | state bytes/param |")
     print("|---|---|---|---|---|---|---|")
     for name in options.model or ["fmnist-mlp", "resnet18"]:
-        for row in measure(name, options.rounds):
+        for row in measure(name, options.rounds, clock):
             print(row, flush=True)
 
 
