@@ -1,4 +1,4 @@
-"""The command line: run, validate, inspect, list. The only file that knows rich and typer."""
+"""The command line: run, validate, inspect, list, edit. The only file that knows rich and typer."""
 
 # Everything that imports torch is imported inside the commands: --help and --version answer at once.
 
@@ -197,6 +197,53 @@ def list_plugins() -> None:
         checkpoints = [("nominal", "no learned part: the hand-made point that learning starts from")]
         checkpoints += [(name, "weights that come with the package") for name in bundled_names()]
         _show_list("checkpoints of nfopt (checkpoint:)", checkpoints)
+
+
+edits = typer.Typer(no_args_is_help=True, help="Show, apply and take back saved edits of trained weights.")
+app.add_typer(edits, name="edit")
+EditFile = Annotated[Path, typer.Argument(metavar="EDIT", help="A saved edit.", show_default=False)]
+WeightsFile = Annotated[
+    Path, typer.Argument(metavar="WEIGHTS", help="A safetensors file of weights.", show_default=False)
+]
+OutFile = Annotated[
+    Path, typer.Option("--out", metavar="FILE", help="Where the result goes; a file that is not there yet.")
+]
+
+
+@edits.command("show")
+def edit_show(edit: EditFile) -> None:
+    """Show how an edit was made, what its gate said, and what it belongs to."""
+    with _errors_for_people():
+        from nfopt.editing import Edit
+
+        _OUT.print(Edit.load(edit).card(), markup=False, soft_wrap=True)
+
+
+@edits.command("apply")
+def edit_apply(
+    edit: EditFile,
+    weights: WeightsFile,
+    out: OutFile,
+    force: Annotated[bool, typer.Option("--force", help="Apply it though its gate refused it.")] = False,
+) -> None:
+    """Write edited weights into a new file; the edit must have been made for these very weights."""
+    with _errors_for_people():
+        from nfopt.editing import Edit
+        from nfopt.editing.weights_file import apply_to_file
+
+        apply_to_file(Edit.load(edit), weights, out, force=force)
+        _OUT.print(f"edited weights written to {out}", markup=False, soft_wrap=True)
+
+
+@edits.command("revert")
+def edit_revert(edit: EditFile, weights: WeightsFile, out: OutFile) -> None:
+    """Write the weights before an edit into a new file, every bit as it was."""
+    with _errors_for_people():
+        from nfopt.editing import Edit
+        from nfopt.editing.weights_file import revert_file
+
+        revert_file(Edit.load(edit), weights, out)
+        _OUT.print(f"weights without the edit written to {out}", markup=False, soft_wrap=True)
 
 
 def _first_line(entry: Any) -> str:

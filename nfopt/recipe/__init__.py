@@ -2,6 +2,8 @@
 
 # The jobs enter themselves.
 from nfopt.recipe import (
+    adapt,
+    adapt_folder,
     bench_optimizers,
     compare,
     constant_mixture,
@@ -28,6 +30,8 @@ __all__ = [
     "Recipe",
     "RunContext",
     "Table",
+    "adapt",
+    "adapt_folder",
     "bench_optimizers",
     "compare",
     "constant_mixture",

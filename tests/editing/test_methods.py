@@ -281,4 +281,6 @@ def test_a_loss_that_is_not_finite_stops_the_descent():
 def test_a_method_changes_what_it_says_it_touches_and_nothing_else(method):
     labels = torch.arange(11) % 3
     edited, _ = fitted(method, normed(), images(), labels)
-    assert set(edit_between(normed(), edited).changed) == set(method.touches(normed(), images(2)))
+    changed, touched = set(edit_between(normed(), edited).changed), set(method.touches(normed(), images(2)))
+    # A bias before BatchNorm has no effect and no gradient, so that it may stay.
+    assert changed <= touched <= changed | {"0.bias"}
