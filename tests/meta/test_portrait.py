@@ -104,8 +104,9 @@ def test_lesions_are_paired_with_the_intact_rule() -> None:
     found = lesion_losses(task, rules, theta, lesions, (1, 2, 3))
     assert list(found) == [NOMINAL, "none", "gains", HELD]
     assert found[HELD]["mean"] != 0.0
-    assert found["none"] == {"mean": 0.0, "error": 0.0}
-    assert found["gains"]["mean"] != 0.0
+    # Copies side by side may differ in the last bits.
+    assert found["none"] == pytest.approx({"mean": 0.0, "error": 0.0}, abs=1e-5)
+    assert abs(found["gains"]["mean"] or 0.0) > 1e-4
     assert found[NOMINAL]["error"] > 0
 
 
