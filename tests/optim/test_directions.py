@@ -66,9 +66,10 @@ def test_only_gradients_at_rounding_level_are_dead() -> None:
 def test_a_tensor_whose_gradient_vanishes_comes_to_rest() -> None:
     peak = torch.ones(5, dtype=torch.float64)
     threshold = directions.ARRIVED**2
-    power = threshold * torch.tensor([1e2, 1.0, 1e-2, 1e-4, 0.0], dtype=torch.float64)
+    power = torch.tensor([1.0, threshold, 1e-2 * threshold, 1e-4 * threshold, 0.0], dtype=torch.float64)
     alive = directions.liveness(power, peak)
-    assert torch.allclose(alive, torch.tensor([1.0, 0.5, 0.01, 1e-4, 0.0], dtype=torch.float64), rtol=2e-2)
+    expected = (1 + threshold) * torch.tensor([1 / (1 + threshold), 1 / 2, 1 / 101, 1 / 10001, 0.0])
+    assert torch.allclose(alive, expected.double(), rtol=1e-5)
 
 
 def test_lookahead_is_the_nesterov_momentum_of_the_chosen_rate() -> None:
