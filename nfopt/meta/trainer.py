@@ -28,16 +28,22 @@ class TrainerConfig:
         slots: tasks per outer step.
         checkpoint_every: outer steps between checkpoints.
         select_every: outer steps between trials of the Polyak average on the selection tasks.
+        shrink: what the average's output layers are multiplied by in those trials, one after the other: 1 is
+            the average itself, and less lies between it and the nominal point. Meta-training on short
+            trainings overshoots on longer ones.
     """
 
     outer: OuterConfig = field(default_factory=OuterConfig)
     slots: int = 6
     checkpoint_every: int = 20
     select_every: int = 50
+    shrink: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
         if min(self.slots, self.checkpoint_every, self.select_every) < 1:
             raise NfoptError(f"slots, checkpoint_every and select_every must be >= 1, not {self}.")
+        if not self.shrink or not all(0 < share <= 1 for share in self.shrink):
+            raise NfoptError(f"shrink has shares above 0 and at most 1, not {self.shrink}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +54,7 @@ class MetaTrained:
         theta: the chosen weights by name; the nominal point when nothing beat it.
         gain: their meta-loss on the selection tasks minus the nominal rule's: below 0 is better.
         outer_step: when they were met; 0 for the nominal point.
+        shrink: what their output layers were multiplied by.
         outer_steps: outer steps in all.
         failures: copies with a non-finite loss, over the whole meta-training.
         inner_steps: inner steps taken, over copies.
@@ -56,6 +63,7 @@ class MetaTrained:
     theta: dict[str, Tensor]
     gain: float
     outer_step: int
+    shrink: float
     outer_steps: int
     failures: int
     inner_steps: int
@@ -70,6 +78,7 @@ class _Ledger:
     inner_steps: int = 0
     best_step: int = 0
     best_gain: float = 0.0
+    best_shrink: float = 1.0
 
 
 class MetaTrainer:
@@ -197,16 +206,28 @@ class MetaTrainer:
     def _select(self, selection: Selection) -> dict[str, Any]:
         if self._reference is None:
             self._reference = selection.losses([self.settings.nominal], self.workers)[0]
-        gains = selection.losses([self.outer.average], self.workers)[0] - self._reference
+        outputs = _zero_tensors(self.settings, self.settings.nominal)
+        average = self.outer.average
+        tried = [torch.where(outputs, share * average, average) for share in self.config.shrink]
+        every = selection.losses(tried, self.workers) - self._reference
+        index = int(every.mean(1).argmin())
+        gains, share = every[index], self.config.shrink[index]
         gain = float(gains.mean())
         if gain < self._ledger.best_gain:
             self._ledger.best_gain, self._ledger.best_step = gain, self._ledger.step
-            self._best = self.outer.average.clone()
+            self._ledger.best_shrink = share
+            self._best = tried[index].clone()
             if self.workers.rank == 0:
                 named = self.settings.layout.unflatten(self._best)
-                save_theta(self.folder, named, {"outer_step": self._ledger.step, "gain": gain})
+                facts = {"outer_step": self._ledger.step, "gain": gain, "shrink": share}
+                save_theta(self.folder, named, facts)
         error = float(gains.std() / len(gains) ** 0.5) if len(gains) > 1 else None
-        return {"selection_gain": gain, "selection_error": error, "selection_gains": gains.tolist()}
+        return {
+            "selection_gain": gain,
+            "selection_error": error,
+            "selection_gains": gains.tolist(),
+            "selection_shrink": share,
+        }
 
     def _result(self) -> MetaTrained:
         ledger = self._ledger
@@ -215,6 +236,7 @@ class MetaTrainer:
             theta=self.settings.layout.unflatten(chosen.clone()),
             gain=ledger.best_gain if self.selection is not None else float("nan"),
             outer_step=ledger.best_step if self.selection is not None else ledger.step,
+            shrink=ledger.best_shrink,
             outer_steps=ledger.step,
             failures=ledger.failures,
             inner_steps=ledger.inner_steps,

@@ -65,13 +65,17 @@ class EstimatorOptions(Strict):
 
 
 class SelectionOptions(Strict):
-    """The trainings by which the Polyak average is chosen: longer ones, of `family` or the training's own."""
+    """The trainings by which the Polyak average is chosen: longer ones, of `family` or the training's own.
+
+    `shrink` lists what its output layers are multiplied by in turn, see `TrainerConfig`.
+    """
 
     tasks: Count = 6
     instances: Count = 2
     horizon_factor: Count = 5
     every: Count = 50
     family: Annotated[TaskFamily, record(TaskFamily)] | None = None
+    shrink: tuple[Fraction, ...] = (1.0,)
 
 
 class MetaTrainRecipe(FamilyRecipe):
@@ -163,7 +167,7 @@ def build_trainer(
     tasks = longer_tasks(chosen.family or recipe.tasks(), chosen.tasks, recipe.seed, chosen.horizon_factor)
     return MetaTrainer(
         settings,
-        TrainerConfig(recipe.outer, recipe.slots, recipe.checkpoint_every, chosen.every),
+        TrainerConfig(recipe.outer, recipe.slots, recipe.checkpoint_every, chosen.every, chosen.shrink),
         folder,
         state=state,
         selection=Selection(tasks, rules, layout, recipe.objective, chosen.instances, recipe.seed, device),

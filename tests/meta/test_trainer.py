@@ -39,6 +39,7 @@ def trainer(
     outer_steps: int = 6,
     log_step: float = -1.0,
     family: TaskFamily = FAMILY,
+    shrink: tuple[float, ...] = (1.0,),
 ) -> MetaTrainer:
     nominal, layout = momentum_theta()
     nominal[0] = log_step
@@ -46,7 +47,8 @@ def trainer(
     objective = Objective(every=5)
     settings = SlotSettings(family, lambda task: rule, layout, estimator, objective, nominal, 4, 0.5, seed)
     selection = Selection(longer_tasks(family, 2, 0, 2), settings.rules, layout, objective, 1, 0)
-    config = TrainerConfig(OuterConfig(outer_steps, learning_rate=0.1), 3, checkpoint_every=2, select_every=3)
+    outer = OuterConfig(outer_steps, learning_rate=0.1)
+    config = TrainerConfig(outer, 3, checkpoint_every=2, select_every=3, shrink=shrink)
     return MetaTrainer(settings, config, folder, selection=selection)
 
 
@@ -207,3 +209,15 @@ def test_the_cosine_of_halves_is_one_for_a_common_gradient_and_small_for_noise()
     assert half_cosine(common) == pytest.approx(1)
     assert abs(half_cosine(noise) or 0) < 0.1
     assert half_cosine(noise[:, :1]) is None
+
+
+def test_the_average_is_tried_nearer_to_the_nominal_point_too_and_the_best_is_kept(tmp_path: Path) -> None:
+    plain = trainer(tmp_path / "plain", TruncatedBackprop(5), log_step=-4.0).run()
+    tried = trainer(tmp_path / "shrunk", TruncatedBackprop(5), log_step=-4.0, shrink=(0.5, 1.0)).run()
+    assert plain.gain < 0
+    assert tried.gain <= plain.gain
+    record = log_without_times(tmp_path / "shrunk")[tried.outer_step - 1]
+    assert record["selection_shrink"] == tried.shrink
+    assert record["selection_gain"] == tried.gain
+    with pytest.raises(NfoptError, match="shrink"):
+        TrainerConfig(shrink=(0.0,))
