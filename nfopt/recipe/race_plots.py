@@ -167,7 +167,8 @@ def _legend(figure: Figure, panels: Sequence[Axes], labels: Mapping[str, str]) -
     order = sorted(found, key=lambda label: [*labels.values(), label].index(label))
     if found:
         handles = [found[label] for label in order]
-        figure.legend(handles, order, loc="outside lower center", ncols=min(len(order), 7), frameon=False)
+        columns = min(len(order), max(4, int(figure.get_figwidth() / 1.4)))
+        figure.legend(handles, order, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _save(figure: Figure, path: Path) -> None:
