@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -98,9 +99,8 @@ def run_adapt(recipe: AdaptRecipe, context: RunContext) -> JobResult:
     for number, seed in enumerate(recipe.seeds):
         done = number * total // len(recipe.seeds)
         context.progress(Progress("networks and edits", done, total, f"seed {seed}"))
-        rows += context.piece(
-            f"edits-seed{seed}", lambda s=seed, d=done: _edits(recipe, data, s, context, timing, d, total)
-        )
+        compute: Any = partial(_edits, recipe, data, seed, context, timing, done, total)
+        rows += context.piece(f"edits-seed{seed}", compute)
     context.progress(Progress("networks and edits", total, total))
     outcomes = [Outcome(row["accepted"], row["before"]["target"], row["after"]["target"]) for row in rows]
     score = gate_score(outcomes)

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import timm.data
+import timm
 import torch
 from pydantic import Field, JsonValue
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.data.config import resolve_data_config
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
@@ -188,7 +189,7 @@ def _read(recipe: AdaptFolderRecipe, pictures: Pictures, word: str) -> Split:
 def _transform(recipe: AdaptFolderRecipe) -> Any:
     config: dict[str, Any] = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     if timm.is_model(recipe.model.name):
-        config = timm.data.resolve_data_config({}, pretrained_cfg=_timm_config(recipe.model.name))
+        config = resolve_data_config({}, pretrained_cfg=_timm_config(recipe.model.name))
     return v2.Compose(
         [
             v2.Resize(recipe.side, antialias=True),
@@ -217,7 +218,7 @@ def load_model(recipe: AdaptFolderRecipe) -> nn.Module:
     Raises:
         RecipeError: the weights are absent or do not fit.
     """
-    options = dict(recipe.model.options)
+    options: dict[str, Any] = dict(recipe.model.options)
     shape, classes = (3, recipe.side, recipe.side), len(recipe.class_names)
     if recipe.weights is None:
         if not timm.is_model(recipe.model.name):

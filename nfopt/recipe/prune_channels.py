@@ -187,10 +187,9 @@ def _costs(title: str, results: dict[str, Any], timing: dict[str, Any]) -> Table
         ("multiply-adds", f"{before['macs']:,}", f"{after['macs']:,}", _ratio(before, after, "macs")),
     ]
     if seconds is not None:
-        cells = [f"{1000 * seconds[key]:.2f} ms" for key in ("before", "after")]
-        rows.append(
-            ("latency of a batch", *cells, _ratio({"s": seconds["before"]}, {"s": seconds["after"]}, "s"))
-        )
+        was, now = (f"{1000 * seconds[key]:.2f} ms" for key in ("before", "after"))
+        share = _ratio({"s": seconds["before"]}, {"s": seconds["after"]}, "s")
+        rows.append(("latency of a batch", was, now, share))
     first = f"{100 * accuracy['before']:.1f} %"
     rows.append(("test accuracy, channels removed", first, f"{100 * accuracy['removed']:.1f} %", ""))
     rows.append(("test accuracy, trained on", first, f"{100 * accuracy['finetuned']:.1f} %", ""))

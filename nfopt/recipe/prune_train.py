@@ -145,7 +145,7 @@ def run_prune_train(recipe: PruneTrainRecipe, context: RunContext) -> JobResult:
         report_into(context.progress, "all trainings", done, len(parts), "trainings")
         found.append(context.piece(_name(recipe, part), partial(_train_part, recipe, part, data, context)))
     report_into(context.progress, "all trainings", len(parts), len(parts), "trainings")
-    results = [
+    results: list[Any] = [
         {"method": part.key, "density": part.density, "seed": part.seed, **each}
         for part, each in zip(parts, found, strict=True)
     ]
