@@ -110,8 +110,13 @@ def test_accelerate_prepared_models_are_traced_without_their_casts() -> None:
     accelerate = pytest.importorskip("accelerate")
     module = mlp()
     plain = trace_permutation_spec(module, X)
-    prepared = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(module)
-    assert trace_permutation_spec(prepared, X) == plain
+    state = accelerate.state.AcceleratorState
+    state._reset_state(reset_partial_state=True)  # another test's precision would be kept in this process
+    try:
+        prepared = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare(module)
+        assert trace_permutation_spec(prepared, X) == plain
+    finally:
+        state._reset_state(reset_partial_state=True)
 
 
 def test_weights_computed_by_hooks_of_torch_are_traced_to_their_parameters() -> None:
