@@ -34,6 +34,11 @@ def without_gains(theta: Mapping[str, Tensor]) -> Theta:
     return _zeroed(theta, entry_output=...)
 
 
+def without_learned_part(theta: Mapping[str, Tensor]) -> Theta:
+    """The nominal point."""
+    return _zeroed(theta, tensor_output=..., tensor_output_bias=..., entry_output=...)
+
+
 def without_tokens(theta: Mapping[str, Tensor]) -> Theta:
     """Nothing that the rule reads of rows, columns and neighbouring layers reaches its decisions."""
     hidden = theta["token"].shape[-1]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nfopt.meta.evaluate import mean_and_error
-from nfopt.meta.lesions import Lesion
+from nfopt.meta.lesions import Lesion, without_learned_part
 from nfopt.meta.objective import Objective
 from nfopt.meta.rules import LearnedRules
 from nfopt.meta.task import Task, Tensors
@@ -129,9 +129,8 @@ def lesion_losses(
     nats to the intact rule; None where a training diverged.
     """
     layout = ThetaLayout.of(theta)
-    outputs = [name for name in theta if "output" in name]
-    nominal = {n: torch.zeros_like(v) if n in outputs else v for n, v in theta.items()}
-    variants = {"": dict(theta), NOMINAL: nominal} | {name: cut(theta) for name, cut in lesions.items()}
+    cuts = {NOMINAL: without_learned_part, **lesions}
+    variants = {"": dict(theta)} | {name: cut(theta) for name, cut in cuts.items()}
     rows = torch.stack([layout.flatten(variant) for variant in variants.values()])
     objective = Objective(every=task.config.horizon)
     unroll = TruncatedUnroll(task, rules(task), layout, seeds, objective)
@@ -143,5 +142,5 @@ def lesion_losses(
     gaps = (finals[1:] - finals[0]).tolist()
     return {
         name: mean_and_error([gap if isfinite(gap) else None for gap in row])
-        for name, row in zip([*list(variants)[1:], HELD], gaps, strict=True)
+        for name, row in zip([*cuts, HELD], gaps, strict=True)
     }

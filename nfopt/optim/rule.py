@@ -162,8 +162,8 @@ class LearnedUpdateRule:
             progress: share of the training done with this step, in (0, 1].
             step_scale: factor on each tensor's step size; default: the built-in schedule at `progress`.
             weight_decay: one per tensor, in place of the config's; it acts on matrices only.
-            holding: what this process has of the tensors; default: all of them.
             controls: decisions to follow, from an earlier step, in place of asking the network.
+            holding: what this process has of the tensors; default: all of them.
 
         If any gradient is not finite, the updates are zero and the state stays, but for the count of skipped
         steps.
@@ -185,14 +185,15 @@ class LearnedUpdateRule:
             self.scaled,
         )
         alive = directions.liveness(moments.power, moments.peak)
-        seen = Observed(
-            pools=measured.pools(moments),
-            alive=alive,
-            decline=moments.power / moments.peak.clamp(min=directions.TINY),
-            step=moments.step,
-            progress=progress[..., None],
-        )
-        controls = self._decide(theta, seen, moments.trust) if controls is None else controls
+        if controls is None:
+            seen = Observed(
+                pools=measured.pools(moments),
+                alive=alive,
+                decline=moments.power / moments.peak.clamp(min=directions.TINY),
+                step=moments.step,
+                progress=progress[..., None],
+            )
+            controls = self._decide(theta, seen, moments.trust)
         moves = self._directions(moments, controls, holding)
 
         scale = linear_schedule(progress)[..., None] if step_scale is None else step_scale

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue
 from safetensors.torch import save_file
 from torch import nn
 
@@ -23,7 +23,7 @@ from nfopt.recipe.adapt_report import plot_domains, table_of_domains
 from nfopt.recipe.inputs import DataOptions, DeviceName, ModelOptions, device_of
 from nfopt.recipe.job import JobResult, Recipe, RunContext, job
 from nfopt.recipe.optimizers import OptimizerChoice
-from nfopt.recipe.strict import Count, Index
+from nfopt.recipe.strict import Count, Seeds
 from nfopt.training import TrainingConfig, train
 
 
@@ -57,15 +57,8 @@ class AdaptRecipe(Recipe):
     shots: Count = 5
     kept_source: Count = 128
     gate: GateOptions = Gate()
-    seeds: Annotated[tuple[Index, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     device: DeviceName = "auto"
-
-    @field_validator("seeds")
-    @classmethod
-    def _are_distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("must be distinct: a seed given twice is no second sample.")
-        return seeds
 
 
 def plan_adapt(recipe: AdaptRecipe) -> list[str]:

@@ -15,7 +15,7 @@ from nfopt.recipe.inputs import DataOptions, DeviceName, ModelOptions, device_of
 from nfopt.recipe.job import JobResult, Recipe, RunContext, job
 from nfopt.recipe.optimizers import OptimizerChoice, OptimizerOptions
 from nfopt.recipe.plots import Curves, plot_curves
-from nfopt.recipe.strict import Count, Index
+from nfopt.recipe.strict import Count, Seeds
 from nfopt.recipe.timing import step_seconds
 from nfopt.recipe.trial import Trial, loaded
 from nfopt.training import Curve, TrainingConfig
@@ -43,7 +43,7 @@ class CompareRecipe(Recipe):
     total_steps: Count
     batch_size: Count = 128
     evaluate_every: Count = 10
-    seeds: Annotated[tuple[Index, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     device: DeviceName = "auto"
 
     @field_validator("reference")
@@ -52,13 +52,6 @@ class CompareRecipe(Recipe):
         if "optimizers" in info.data and reference not in info.data["optimizers"]:
             raise ValueError(str(unknown_name("method", reference, info.data["optimizers"])))
         return reference
-
-    @field_validator("seeds")
-    @classmethod
-    def _are_distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("must be distinct: a seed given twice is no second sample.")
-        return seeds
 
 
 def plan_compare(recipe: CompareRecipe) -> list[str]:

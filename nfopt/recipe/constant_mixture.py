@@ -13,7 +13,6 @@ from nfopt.meta.objective import Objective
 from nfopt.meta.rules import LearnedRules
 from nfopt.meta.seeds import derive_seed, generator
 from nfopt.meta.selection import Selection, longer_tasks
-from nfopt.meta.sources import load_source
 from nfopt.meta.theta import ThetaLayout
 from nfopt.optim import RuleConfig
 from nfopt.optim.controls import CONTROL_NAMES, REACH
@@ -96,8 +95,7 @@ def theta_of(constants: Mapping[str, float], nominal: Mapping[str, Tensor]) -> d
 @job("constant_mixture", ConstantMixtureRecipe, plan=plan_constant_mixture)
 def run_constant_mixture(recipe: ConstantMixtureRecipe, context: RunContext) -> JobResult:
     """Search the best constant decisions at random: what a learned rule has to beat."""
-    for name, side in sorted({(n, s) for f in recipe.families() for n in f.sources for s in f.sides}):
-        context.note_data(f"{name}-{side}", load_source(name, side).content_hash)
+    recipe.note_sources(context)
     rules = LearnedRules(recipe.rule)
     vector, layout = rules.init_theta(recipe.seed)
     nominal = layout.unflatten(vector)

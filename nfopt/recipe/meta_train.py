@@ -21,7 +21,6 @@ from nfopt.meta.outer import OuterConfig
 from nfopt.meta.rules import LearnedRules
 from nfopt.meta.selection import Selection, longer_tasks
 from nfopt.meta.slot import SlotSettings
-from nfopt.meta.sources import load_source
 from nfopt.meta.store import save_theta
 from nfopt.meta.trainer import MetaTrainer, TrainerConfig
 from nfopt.meta.workers import AccelerateWorkers, Workers
@@ -209,8 +208,7 @@ def run_meta_train(recipe: MetaTrainRecipe, context: RunContext) -> JobResult:
         _train(recipe, context)
     if not is_first():
         return JobResult({})
-    for name, side in sorted({(n, s) for f in recipe.families() for n in f.sources for s in f.sides}):
-        context.note_data(f"{name}-{side}", load_source(name, side).content_hash)
+    recipe.note_sources(context)
     summary = context.piece("meta-training", lambda: _train(recipe, context))
     theta = load_file(context.folder / "best.safetensors")
     results: dict[str, JsonValue] = {"summary": summary, "digest": digest_of(theta)}

@@ -6,7 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from nfopt.meta.family import TaskFamily
 from nfopt.meta.mixture import TaskDistribution, TaskMixture
-from nfopt.recipe.job import Recipe
+from nfopt.meta.sources import load_source
+from nfopt.recipe.job import Recipe, RunContext
 from nfopt.recipe.records import record
 from nfopt.recipe.strict import Fraction, Strict
 
@@ -64,6 +65,11 @@ class FamilyRecipe(Recipe):
         shares = {name: variant.share for name, variant in self.variants.items()}
         left = max(0.0, 1 - sum(shares.values()))
         return TaskMixture({"": self.family} | families, {"": left} | shares)
+
+    def note_sources(self, context: RunContext) -> None:
+        """Put the hashes of all data that tasks may draw from into the resolved recipe."""
+        for name, side in sorted({(n, s) for f in self.families() for n in f.sources for s in f.sides}):
+            context.note_data(f"{name}-{side}", load_source(name, side).content_hash)
 
     def families(self) -> list[TaskFamily]:
         """Return every family that tasks may come from."""

@@ -10,29 +10,16 @@ from timm.models.densenet import DenseNet
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from nfopt.nn import RoleTiedConfig, RoleTiedNetwork
 from nfopt.symmetry import PermutationSpec, trace_permutation_spec
 from nfopt.testing import assert_equivariant, wrong_coupling_error
 from nfopt.weightspace import WeightSpaceFeatures, block_plan
 from tests.hand_specs import random_tensors
+from tests.nn.spec_bound import Recurrent
 
 FEATURES = WeightSpaceFeatures()
-
-
-class Recurrent(nn.Module):
-    """An Elman network written out: its hidden neurons are on both axes of one matrix."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read, self.recur, self.write = nn.Linear(3, 5), nn.Linear(5, 5), nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        state = x.new_zeros(x.shape[0], 5)
-        for step in range(2):
-            state = torch.tanh(self.read(x[:, step]) + self.recur(state))
-        return self.write(state)
 
 
 def mobilenet() -> nn.Module:

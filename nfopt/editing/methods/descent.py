@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nfopt.editing.bits import SHOWN
 from nfopt.editing.methods.method import Task
+from nfopt.editing.norms import batch_statistics, measure_statistics, put_statistics
 from nfopt.errors import EditingError
 from nfopt.progress import Progress
 
@@ -87,6 +88,31 @@ def descend(
     for parameter in trained:
         parameter.requires_grad_(False)
         parameter.grad = None
+    return losses
+
+
+def descend_by_batch(
+    name: str,
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+    objective: Objective,
+    task: Task,
+    *,
+    steps: int,
+    batch_size: int,
+    source_count: float,
+) -> list[float]:
+    """Descend with each batch normalised by itself, then put the statistics of all images, as `bn` does.
+
+    Returns and raises what `descend` does.
+    """
+    with batch_statistics(model):
+        losses = descend(
+            name, model, parameters, optimizer, objective, task, steps=steps, batch_size=batch_size
+        )
+    moments = measure_statistics(model, task.images)
+    put_statistics(model, moments, images=len(task.images), source_count=source_count)
     return losses
 
 

@@ -10,14 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nfopt.editing.methods.descent import chosen_parameters, descend, entropies, notes_of
+from nfopt.editing.methods.descent import chosen_parameters, descend_by_batch, entropies, notes_of
 from nfopt.editing.methods.method import Method, Task, edit_method
 from nfopt.editing.methods.options import check_descent
 from nfopt.editing.norms import (
     affine_parameters,
-    batch_statistics,
-    measure_statistics,
-    put_statistics,
     statistics_of,
 )
 
@@ -140,17 +137,15 @@ class Eata(Method):
                 loss = loss + self.fisher_weight * (information * moved**2).sum()
             return loss
 
-        with batch_statistics(model):
-            losses = descend(
-                self.name,
-                model,
-                parameters,
-                lambda trained: torch.optim.SGD(trained, self.lr, momentum=0.9),
-                objective,
-                task,
-                steps=self.steps,
-                batch_size=self.batch_size,
-            )
-        moments = measure_statistics(model, task.images)
-        put_statistics(model, moments, images=len(task.images), source_count=self.source_count)
+        losses = descend_by_batch(
+            self.name,
+            model,
+            parameters,
+            lambda trained: torch.optim.SGD(trained, self.lr, momentum=0.9),
+            objective,
+            task,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            source_count=self.source_count,
+        )
         return {**notes_of(parameters, losses), "images_used": used, "fisher": bool(fisher)}

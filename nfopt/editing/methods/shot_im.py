@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nfopt.editing.methods.descent import chosen_parameters, descend, entropies, notes_of
+from nfopt.editing.methods.descent import chosen_parameters, descend_by_batch, entropies, notes_of
 from nfopt.editing.methods.method import Method, Task, edit_method
 from nfopt.editing.methods.options import check_descent
-from nfopt.editing.norms import batch_statistics, measure_statistics, put_statistics, statistics_of
+from nfopt.editing.norms import statistics_of
 
 
 def information_maximisation(logits: Float[Tensor, "images classes"]) -> Tensor:
@@ -65,19 +65,17 @@ class ShotIM(Method):
     def fit(self, model: nn.Module, task: Task) -> Mapping[str, Any]:
         """Descend, then put the statistics."""
         parameters = self.parameters(model, task.images[:2])
-        with batch_statistics(model):
-            losses = descend(
-                self.name,
-                model,
-                parameters,
-                lambda trained: torch.optim.SGD(trained, self.lr, momentum=0.9, nesterov=True),
-                lambda logits, _: information_maximisation(logits),
-                task,
-                steps=self.steps,
-                batch_size=self.batch_size,
-            )
-        moments = measure_statistics(model, task.images)
-        put_statistics(model, moments, images=len(task.images), source_count=self.source_count)
+        losses = descend_by_batch(
+            self.name,
+            model,
+            parameters,
+            lambda trained: torch.optim.SGD(trained, self.lr, momentum=0.9, nesterov=True),
+            lambda logits, _: information_maximisation(logits),
+            task,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            source_count=self.source_count,
+        )
         return notes_of(parameters, losses)
 
 

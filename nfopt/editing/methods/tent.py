@@ -7,14 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from nfopt.editing.methods.descent import chosen_parameters, descend, entropies, notes_of
+from nfopt.editing.methods.descent import chosen_parameters, descend_by_batch, entropies, notes_of
 from nfopt.editing.methods.method import Method, Task, edit_method
 from nfopt.editing.methods.options import check_descent
 from nfopt.editing.norms import (
     affine_parameters,
-    batch_statistics,
-    measure_statistics,
-    put_statistics,
     statistics_of,
 )
 
@@ -57,17 +54,15 @@ class Tent(Method):
     def fit(self, model: nn.Module, task: Task) -> Mapping[str, Any]:
         """Descend, then put the statistics."""
         parameters = self.parameters(model)
-        with batch_statistics(model):
-            losses = descend(
-                self.name,
-                model,
-                parameters,
-                lambda trained: torch.optim.Adam(trained, self.lr),
-                lambda logits, _: entropies(logits).mean(),
-                task,
-                steps=self.steps,
-                batch_size=self.batch_size,
-            )
-        moments = measure_statistics(model, task.images)
-        put_statistics(model, moments, images=len(task.images), source_count=self.source_count)
+        losses = descend_by_batch(
+            self.name,
+            model,
+            parameters,
+            lambda trained: torch.optim.Adam(trained, self.lr),
+            lambda logits, _: entropies(logits).mean(),
+            task,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            source_count=self.source_count,
+        )
         return notes_of(parameters, losses)
