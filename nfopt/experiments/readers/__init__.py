@@ -1,0 +1,29 @@
+"""Readers: every network of the field that reads weights, behind one interface."""
+
+# The readers enter themselves.
+from nfopt.experiments.readers import functional, inr2vec, mlp, role_tied, statnn, transformer
+from nfopt.experiments.readers.reader import (
+    READERS,
+    Preparation,
+    Reader,
+    WeightReader,
+    check_readers,
+    parameter_count,
+    reader,
+)
+
+__all__ = [
+    "READERS",
+    "Preparation",
+    "Reader",
+    "WeightReader",
+    "check_readers",
+    "functional",
+    "inr2vec",
+    "mlp",
+    "parameter_count",
+    "reader",
+    "role_tied",
+    "statnn",
+    "transformer",
+]

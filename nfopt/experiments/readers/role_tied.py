@@ -1,0 +1,102 @@
+"""Our network as a reader: RoleTiedNetwork over WeightSpaceFeatures, whose weights belong to no layer."""
+
+import torch
+from torch import Tensor, nn
+
+from nfopt.experiments.question import Question, Tensors
+from nfopt.experiments.readers.perceptron import Perceptron, Standardiser
+from nfopt.experiments.readers.reader import WeightReader, reader
+from nfopt.nn import RoleTiedConfig, RoleTiedNetwork
+from nfopt.weightspace import FeatureBlocks, WeightSpaceFeatures, block_plan
+
+LAYERS = 4
+ELEMENT_SHARE = 4
+"""An element has a fourth of a token's channels: there are many more elements than tokens."""
+
+
+class RoleTied(WeightReader):
+    """Read nets by a `RoleTiedNetwork`.
+
+    Its features are scale-free within a net; here each is besides standardised over the zoo, block by block,
+    so that what differs from net to net is not drowned by what differs from layer to layer. Equivariant by
+    itself, so nothing is augmented; fixed indices (pixels, coordinates, classes) have positions.
+
+    The vector of a net is read by a perceptron off the mean and the spread of the tokens of each atom, and
+    off the network's own readout, which averages over atoms: the trunk knows any architecture, the head this
+    spec's. With `own_head` there is only the readout.
+
+    Args:
+        question: what to answer.
+        width: channels of a token.
+        generator: source of the initial weights.
+        own_head: whether the network's own readout answers.
+    """
+
+    def __init__(
+        self, question: Question, width: int, generator: torch.Generator, *, own_head: bool = False
+    ) -> None:
+        super().__init__()
+        self.question, self.own_head = question, own_head
+        self.features = WeightSpaceFeatures(gradients=False)
+        plan = block_plan(question.spec)
+        self.element_scales = nn.ModuleList(Standardiser(self.features.element_channels) for _ in plan.blocks)
+        self.tensor_scale = Standardiser(len(plan.blocks) * self.features.tensor_channels)
+        equivariant = question.head == "equivariant"
+        readouts = 0 if equivariant else question.outputs if own_head else width
+        config = RoleTiedConfig.reading(
+            self.features,
+            element_outputs=int(equivariant),
+            neuron_outputs=0 if equivariant or own_head else width,
+            readouts=readouts,
+            channels=width,
+            element_channels=max(1, width // ELEMENT_SHARE),
+            layers=LAYERS,
+        )
+        self.network = RoleTiedNetwork(config, generator)
+        self.head = None
+        if not equivariant and not own_head:
+            read = readouts + 2 * width * len(plan.atoms)
+            self.head = Perceptron([read, width, question.outputs], generator)
+
+    def fit_statistics(self, tensors: Tensors) -> None:
+        """Take mean and standard deviation of each feature over the nets, block by block."""
+        found = self._read(tensors)
+        for scale, values in zip(self.element_scales, found.elements, strict=True):
+            scale.fit(values)  # pyright: ignore[reportCallIssue]
+        self.tensor_scale.fit(found.tensors.flatten(1))
+
+    def forward(self, tensors: Tensors) -> Tensor | dict[str, Tensor]:
+        """Return what is read off each net."""
+        raw = self._read(tensors)
+        elements = tuple(
+            scale(values) for scale, values in zip(self.element_scales, raw.elements, strict=True)
+        )
+        standard = self.tensor_scale(raw.tensors.flatten(1)).view_as(raw.tensors)
+        found = self.network(FeatureBlocks(raw.plan, elements, standard))
+        scale = self.question.output_scale
+        if self.question.head == "equivariant":
+            return {name: values[..., 0] * scale for name, values in found.elements.items()}
+        if self.head is None:
+            return found.readout * scale
+        pooled = [found.readout]
+        for values in found.neurons.values():
+            mean = values.mean(-2)
+            pooled.append(mean)
+            # The norm has a gradient of zero, not infinity, where neurons are alike.
+            pooled.append(torch.linalg.vector_norm(values - mean[:, None], dim=-2) / values.shape[-2] ** 0.5)
+        return self.head(torch.cat(pooled, dim=-1)) * scale
+
+    def _read(self, tensors: Tensors) -> FeatureBlocks:
+        return self.features(self.question.spec, tensors)
+
+
+@reader("role_tied", "role-tied (ours)", step=ELEMENT_SHARE)
+def role_tied(question: Question, width: int, generator: torch.Generator) -> RoleTied:
+    """Build the role-tied network with a head over the spec's atoms."""
+    return RoleTied(question, width, generator)
+
+
+@reader("role_tied_readout", "role-tied, own readout", step=ELEMENT_SHARE, heads=("invariant",))
+def role_tied_readout(question: Question, width: int, generator: torch.Generator) -> RoleTied:
+    """Build the role-tied network with the readout that any architecture has."""
+    return RoleTied(question, width, generator, own_head=True)
