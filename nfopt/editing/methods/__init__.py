@@ -6,6 +6,7 @@ from nfopt.editing.methods.eata import Eata
 from nfopt.editing.methods.finetune import Finetune
 from nfopt.editing.methods.mean_delta import MeanDelta
 from nfopt.editing.methods.method import METHODS, Method, Task, edit_method
+from nfopt.editing.methods.nf import NeuralFunctionalEdit
 from nfopt.editing.methods.shot_im import ShotIM
 from nfopt.editing.methods.tent import Tent
 
@@ -16,6 +17,7 @@ __all__ = [
     "Finetune",
     "MeanDelta",
     "Method",
+    "NeuralFunctionalEdit",
     "ShotIM",
     "Task",
     "Tent",

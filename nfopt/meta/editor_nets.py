@@ -1,0 +1,82 @@
+"""Nets to learn editing on: many of one architecture trained side by side, BatchNorm statistics and all."""
+
+from collections.abc import Mapping, Sequence
+from math import cos, pi
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nfopt.data import Split
+from nfopt.editing.editor import NetForward
+from nfopt.meta.seeds import generator
+from nfopt.progress import Progress, ProgressCallback, silent
+
+STATISTICS_IMAGES = 512
+
+
+def stacked_state(modules: Sequence[nn.Module]) -> dict[str, Float[Tensor, "nets ..."]]:
+    """Return parameters and running statistics of modules of one architecture, one leading dimension."""
+    states = [
+        {
+            name: tensor.detach()
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+            if tensor.is_floating_point()
+        }
+        for module in modules
+    ]
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
+def train_side_by_side(
+    module: nn.Module,
+    initial: Mapping[str, Float[Tensor, "nets ..."]],
+    split: Split,
+    *,
+    total_steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    progress: ProgressCallback = silent,
+) -> dict[str, Float[Tensor, "nets ..."]]:
+    """Return nets trained by Adam with cosine decay, each on batches of its own.
+
+    Adam acts element by element, so that one optimizer over the stacked tensors is one for each net. The
+    running statistics are measured once, at the end.
+
+    Args:
+        module: the architecture, in evaluation mode.
+        initial: parameters and statistics of the fresh nets.
+        split: training images and labels.
+        total_steps: optimizer steps.
+        batch_size: images per net and step.
+        lr: learning rate at the start.
+        seed: of the batches.
+        progress: hears of the steps.
+    """
+    forward = NetForward(module, many=True)
+    count = len(next(iter(initial.values())))
+    like = next(iter(initial.values()))
+    statistics = {f"{norm}.{kind}" for norm in forward.norms for kind in ("running_mean", "running_var")}
+    tensors = {name: t.detach().clone() for name, t in initial.items()}
+    trained = [t.requires_grad_(True) for name, t in tensors.items() if name not in statistics]
+    optimizer = torch.optim.Adam(trained, lr)
+    draw = generator(seed, "batches")
+    ones = {norm: like.new_ones(count, 1) for norm in forward.norms}
+    for step in range(total_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1 + cos(pi * step / total_steps)) / 2
+        index = torch.randint(0, len(split), (count, batch_size), generator=draw).to(split.labels.device)
+        logits, _ = forward(tensors, split.images[index], ones)
+        # Summed over nets: each has the gradient of its own mean.
+        loss = functional.cross_entropy(logits.flatten(0, 1), split.labels[index].flatten(), reduction="sum")
+        optimizer.zero_grad()
+        (loss / batch_size).backward()
+        optimizer.step()
+        progress(Progress("train nets to edit", step + 1, total_steps))
+    with torch.no_grad():
+        index = torch.randperm(len(split), generator=draw)[:STATISTICS_IMAGES].to(split.labels.device)
+        images = split.images[index].expand(count, *(-1,) * split.images.ndim)
+        _, norms = forward(tensors, images, ones)
+    return {**{name: t.detach() for name, t in tensors.items()}, **norms.blended}
