@@ -1,0 +1,161 @@
+import pytest
+import torch
+
+from nfopt.errors import UnknownNameError
+from nfopt.experiments.question import ExperimentError, Question, flatten
+from nfopt.experiments.readers import READERS, check_readers, parameter_count
+from nfopt.experiments.readers.functional import without
+from nfopt.experiments.readers.statnn import weight_statistics
+from nfopt.nn import SECTORS
+from tests.experiments.toys import SIREN, conv_question, permuted, random_nets, values
+
+SPEC = SIREN.spec()
+EQUIVARIANT = ("dws", "hnp", "np", "nft", "pointwise", "role_tied")
+BLIND = ("mlp", "inr2vec", "transformer")
+
+
+def question(head="invariant", outputs=3):
+    forward = lambda tensors, inputs: values(tensors) if inputs is None else probe(tensors, inputs)  # noqa: E731
+    outputs = 1 if head == "equivariant" else outputs
+    return Question(SPEC, head=head, outputs=outputs, forward=forward, inputs=2)
+
+
+def probe(tensors, inputs):
+    from nfopt.zoo.siren import siren
+
+    return siren(tensors, inputs, omega_0=SIREN.omega_0)
+
+
+def made(name, head="invariant", seed=0):
+    entry = READERS[name]
+    return entry.make(question(head), 3 * entry.step, seed).double()
+
+
+def pairs():
+    return [(name, head) for name in READERS for head in READERS[name].heads]
+
+
+@pytest.mark.parametrize(("name", "head"), pairs())
+def test_every_reader_answers_in_the_form_asked_for_and_every_weight_of_it_is_trained(name, head):
+    network, nets = made(name, head), random_nets(SPEC, 7)
+    network.fit_statistics(nets)
+    found = network(nets)
+    if head == "invariant":
+        assert found.shape == (7, 3)
+        loss = (found - 1).square().sum()
+    else:
+        assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in nets.items()}
+        loss = sum((t - 1).square().sum() for t in found.values())
+    loss.backward()
+    idle = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    # The role-tied network keeps a map for every role, the roles that this spec has not among them.
+    assert not idle or name.startswith("role_tied")
+
+
+@pytest.mark.parametrize("name", sorted(set(READERS) - {"probes"}))
+def test_every_reader_reads_convolutional_nets_with_norms_too(name):
+    entry, conv = READERS[name], conv_question(outputs=2)
+    if "invariant" in entry.heads:
+        network = entry.make(conv, entry.step).double()
+        nets = random_nets(conv.spec, 5)
+        network.fit_statistics(nets)
+        assert network(nets).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "name", [*EQUIVARIANT, "statnn", "role_tied_readout", *map("dws_without_{}".format, SECTORS)]
+)
+def test_renumbering_neurons_changes_no_vector_of_an_invariant_reader(name):
+    network, nets = made(name), random_nets(SPEC, 5)
+    network.fit_statistics(nets)
+    torch.testing.assert_close(network(permuted(SPEC, nets)), network(nets), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", EQUIVARIANT)
+def test_an_edit_is_renumbered_as_its_net_is(name):
+    network, nets = made(name, "equivariant"), random_nets(SPEC, 5)
+    network.fit_statistics(nets)
+    one, other = network(permuted(SPEC, nets)), permuted(SPEC, network(nets))
+    for tensor in one:
+        torch.testing.assert_close(one[tensor], other[tensor], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_readers_that_see_the_order_of_neurons_are_told_apart_by_the_same_check(name):
+    network, nets = READERS[name].make(question(), 16).double(), random_nets(SPEC, 5)
+    assert not torch.allclose(network(permuted(SPEC, nets)), network(nets), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(READERS))
+def test_the_answer_about_a_net_does_not_depend_on_the_nets_beside_it(name):
+    network, nets = made(name).eval(), random_nets(SPEC, 5)
+    alone = network({n: t[2:3] for n, t in nets.items()})
+    torch.testing.assert_close(network(nets)[2:3], alone, rtol=1e-9, atol=1e-9)
+
+
+# The others read the nets' own scale.
+@pytest.mark.parametrize("name", sorted(set(READERS) - {"probes", "role_tied", "role_tied_readout"}))
+def test_standardised_inputs_make_readers_blind_to_the_units_of_a_zoo(name):
+    nets = random_nets(SPEC, 11)
+    network = made(name).eval()
+    network.fit_statistics(nets)
+    answer = network(nets)
+    scaled = {n: 7 * t for n, t in nets.items()}
+    network.fit_statistics(scaled)
+    torch.testing.assert_close(network(scaled), answer, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("parameters", [2_000, 20_000])
+def test_readers_are_sized_to_the_nearest_number_of_parameters(parameters):
+    for name in ("mlp", "transformer", "statnn", "role_tied"):
+        entry = READERS[name]
+        width = entry.width_near(question(), parameters)
+        counts = [
+            parameter_count(entry.make(question(), units))
+            for units in (width - entry.step, width, width + entry.step)
+            if units > 0
+        ]
+        distances = [abs(count - parameters) for count in counts]
+        assert width % entry.step == 0
+        assert min(distances) == abs(parameter_count(entry.make(question(), width)) - parameters)
+
+
+def test_a_seed_decides_the_initial_weights():
+    first, again, other = (made("dws", seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_readers_without_the_head_that_is_asked_for_are_refused():
+    with pytest.raises(ExperimentError, match="StatNN has no equivariant head"):
+        check_readers(["mlp", "statnn"], question("equivariant"))
+    with pytest.raises(UnknownNameError, match="Did you mean 'dws'"):
+        check_readers(["dwss"], question())
+
+
+def test_an_ablated_network_does_not_see_what_was_left_out():
+    """Without B2W and B2B nothing of the biases reaches the answer."""
+    network = without(question(), 3, torch.Generator().manual_seed(0), ["b2w", "b2b"]).double()
+    for layer in [network.lift, *(layer.linear for layer in network.layers)]:
+        for sector_bias in layer.parameters():
+            assert sector_bias.isfinite().all()
+    nets = random_nets(SPEC, 3)
+    other = {n: t + 1.0 if n.endswith("bias") else t for n, t in nets.items()}
+    # What a residual connection carries of the biases stays, so look before the first: at the lift.
+    lifted = [network.lift(network.layout.enter(each)) for each in (nets, other)]
+    for one, two in zip(*lifted, strict=True):
+        torch.testing.assert_close(one, two)
+    whole = made("dws")
+    lifted = [whole.lift(whole.layout.enter(each)) for each in (nets, other)]
+    assert any(not torch.allclose(one, two) for one, two in zip(*lifted, strict=True))
+
+
+def test_the_statistics_are_those_of_each_tensor():
+    nets = random_nets(SPEC, 3)
+    found = weight_statistics(question(), nets).view(3, len(nets), 7)
+    for i, tensor in enumerate(nets.values()):
+        flat = tensor.flatten(1)
+        torch.testing.assert_close(found[:, i, 0], flat.mean(1))
+        torch.testing.assert_close(found[:, i, 2], flat.amin(1))
+        torch.testing.assert_close(found[:, i, 6], flat.amax(1))
+    assert flatten(question(), nets).shape == (3, SIREN.parameter_count)
