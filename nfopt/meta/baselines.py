@@ -71,17 +71,17 @@ class AdamWRule:
         return _adam_state(params)
 
     def __call__(
-        self, theta: Tensors, params: Tensors, grads: Tensors, state: Tensors, progress: Tensor
+        self, theta: Tensors, params: Tensors, grads: Tensors, state: Tensors, progress: Tensor, step: int
     ) -> tuple[Tensors, Tensors]:
         """Return (updates, state)."""
         rate = decayed(theta, progress)
-        step = state["step"] + 1
-        updates, after = {}, {"step": step}
+        taken = state["step"] + 1
+        updates, after = {}, {"step": taken}
         for name, g in grads.items():
             mean = torch.lerp(g, state[f"{name}/mean"], theta["momentum"])
             square = torch.lerp(g.square(), state[f"{name}/square"], self.second)
-            root = (square / (1 - self.second**step)).sqrt() + self.epsilon
-            direction = mean / (1 - theta["momentum"] ** step) / root
+            root = (square / (1 - self.second**taken)).sqrt() + self.epsilon
+            direction = mean / (1 - theta["momentum"] ** taken) / root
             updates[name] = -rate * (direction + theta["weight_decay"] * params[name])
             after |= {f"{name}/mean": mean, f"{name}/square": square}
         return updates, after
@@ -109,7 +109,7 @@ class MuonRule:
         return _adam_state(params)
 
     def __call__(
-        self, theta: Tensors, params: Tensors, grads: Tensors, state: Tensors, progress: Tensor
+        self, theta: Tensors, params: Tensors, grads: Tensors, state: Tensors, progress: Tensor, step: int
     ) -> tuple[Tensors, Tensors]:
         """Return (updates, state)."""
         others = {name: g for name, g in grads.items() if not orthogonalises(tuple(g.shape))}
@@ -119,6 +119,7 @@ class MuonRule:
             others,
             state,
             progress,
+            step,
         )
         rate = decayed(theta, progress)
         for name, g in grads.items():

@@ -1,7 +1,7 @@
 """Portrait: what a learned rule decides while it trains a task, and what its parts are worth there."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 import torch
@@ -15,12 +15,10 @@ from nfopt.meta.task import Task, Tensors
 from nfopt.meta.theta import ThetaLayout
 from nfopt.meta.unroll import TruncatedUnroll
 from nfopt.optim import LearnedUpdateRule
-from nfopt.optim.controls import Controls
 from nfopt.optim.schedule import linear_schedule
 
 NOMINAL = "nominal point"
-HELD = "fresh decisions in every step"
-HOLD_STEPS = 10
+HELD = "holding of decisions"
 
 
 @dataclass(frozen=True)
@@ -46,30 +44,6 @@ class Decisions:
     gain_spread: Tensor
 
 
-class HoldingRule:
-    """An update rule that asks the network only every so many steps and keeps to its last decisions."""
-
-    def __init__(self, rule: LearnedUpdateRule, every: int) -> None:
-        self.rule = rule
-        self.every = every
-        self._taken = 0
-        self._held: Controls | None = None
-
-    def init_state(self, params: Tensors) -> Tensors:
-        """Return the state before the first step."""
-        return self.rule.init_state(params)
-
-    def __call__(
-        self, theta: Tensors, params: Tensors, grads: Tensors, state: Tensors, progress: Tensor
-    ) -> tuple[Tensors, Tensors]:
-        """Return (updates, state)."""
-        held = self._held if self._taken % self.every else None
-        proposal = self.rule.propose(theta, params, grads, state, progress, controls=held)
-        self._held = proposal.controls
-        self._taken += 1
-        return proposal.updates, proposal.state
-
-
 class RecordingRule:
     """An update rule that writes down what it decides, averaged over copies."""
 
@@ -83,10 +57,11 @@ class RecordingRule:
         return self.rule.init_state(params)
 
     def __call__(
-        self, theta: Tensors, params: Tensors, grads: Tensors, state: Tensors, progress: Tensor
+        self, theta: Tensors, params: Tensors, grads: Tensors, state: Tensors, progress: Tensor, step: int
     ) -> tuple[Tensors, Tensors]:
         """Return (updates, state)."""
-        proposal = self.rule.propose(theta, params, grads, state, progress)
+        decide = (step - 1) % self.rule.config.cadence == 0
+        proposal = self.rule.propose(theta, params, grads, state, progress, decide=decide)
         chosen = proposal.controls
         log_gain = chosen.gain.log()
         of = self.rule.incidence.entry_tensor
@@ -124,7 +99,7 @@ def lesion_losses(
 ) -> dict[str, dict[str, float | None]]:
     """Return by how much each lesion raises the final validation loss.
 
-    So do, beside the lesions, the nominal point, and decisions that are held for HOLD_STEPS steps. Every
+    So do, beside the lesions, the nominal point, and fresh decisions in every step. Every
     variant trains the same instances. Values are mean and standard error of the paired differences in
     nats to the intact rule; None where a training diverged.
     """
@@ -137,7 +112,8 @@ def lesion_losses(
     start = unroll.start().repeated(len(variants))
     ran = unroll.run(rows.repeat_interleave(len(seeds), 0), start, unroll.horizon)
     finals = ran.curve[-1].reshape(len(variants), len(seeds))
-    held = TruncatedUnroll(task, HoldingRule(rules(task), HOLD_STEPS), layout, seeds, objective)
+    fresh = LearnedRules(replace(rules.config, cadence=1))
+    held = TruncatedUnroll(task, fresh(task), layout, seeds, objective)
     finals = torch.cat([finals, held.run(rows[:1].repeat(len(seeds), 1), held.start(), held.horizon).curve])
     gaps = (finals[1:] - finals[0]).tolist()
     return {

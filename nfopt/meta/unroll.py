@@ -22,12 +22,12 @@ class UpdateRule(Protocol):
         ...
 
     def __call__(
-        self, theta: Tensors, params: Tensors, grads: Tensors, state: Tensors, progress: Tensor
+        self, theta: Tensors, params: Tensors, grads: Tensors, state: Tensors, progress: Tensor, step: int
     ) -> tuple[Tensors, Tensors]:
         """Return (updates, state): the new parameters are params + updates.
 
         All tensors but `progress` have the same leading dimension: one entry per copy.
-        `progress` is the share of the training done with this step, in (0, 1].
+        `progress` is the share of the training done with this step, in (0, 1]; `step` counts from 1.
         """
         ...
 
@@ -41,13 +41,13 @@ class Vmapped:
 
     def __init__(self, rule: UpdateRule) -> None:
         self.init_state = rule.init_state
-        self._call = vmap(rule, in_dims=(0, 0, 0, 0, None))
+        self._call = vmap(rule, in_dims=(0, 0, 0, 0, None, None))
 
     def __call__(
-        self, theta: Tensors, params: Tensors, grads: Tensors, state: Tensors, progress: Tensor
+        self, theta: Tensors, params: Tensors, grads: Tensors, state: Tensors, progress: Tensor, step: int
     ) -> tuple[Tensors, Tensors]:
         """Return (updates, state) of every copy."""
-        return self._call(theta, params, grads, state, progress)
+        return self._call(theta, params, grads, state, progress, step)
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +190,7 @@ class TruncatedUnroll:
                 grads = self.gradients(params, divisor, batch, differentiable)
                 # Filled where it is needed: a copy from the host would wait for the device in every step.
                 progress = torch.full((), done / self.horizon, dtype=self.task.dtype, device=device)
-                updates, rule_state = self.rule(named, params, grads, rule_state, progress)
+                updates, rule_state = self.rule(named, params, grads, rule_state, progress, done)
                 params = {name: p + updates[name] for name, p in params.items()}
                 if self.objective.evaluates(done, self.horizon):
                     loss = vmap(self.task.loss)(params, divisor, *validation)

@@ -1,4 +1,4 @@
-"""Controls: the learned rule's decisions per tensor, row and column, bounded around the nominal optimizer."""
+"""Controls: what is done per tensor, row and column, within bounds around the nominal optimizer."""
 
 from dataclasses import dataclass
 from math import log
@@ -15,7 +15,7 @@ GAIN_REACH = log(2.0)
 
 @dataclass(frozen=True)
 class Controls:
-    """What the rule decides for one step.
+    """What one step does.
 
     Attributes:
         log_step: [tensors] log factor on the nominal step, within +-2 (x1/7.4 to x7.4).
@@ -30,17 +30,17 @@ class Controls:
     gain: Float[Tensor, "*batch entries"]
 
 
-def bound(
-    outputs: Float[Tensor, "*batch tensors 3"],
-    entry_outputs: Float[Tensor, "*batch entries"],
+def controls_of(
+    shares: Float[Tensor, "*batch tensors 3"],
+    entry_shares: Float[Tensor, "*batch entries"],
     trust: Float[Tensor, "*batch tensors"],
     entry_trust: Float[Tensor, "*batch entries"],
 ) -> Controls:
-    """Turn the network's outputs into controls: nominal + trust x reach x tanh(output).
+    """Turn decisions in [-1, 1] into controls: nominal + trust x reach x decision.
 
-    Zero outputs, or zero trust, give the nominal optimizer.
+    Zero decisions, or zero trust, give the nominal optimizer.
     """
-    reach = outputs.new_tensor(REACH)
-    values = outputs.new_tensor(NOMINAL) + trust[..., None] * reach * torch.tanh(outputs)
-    gain = torch.exp(entry_trust * GAIN_REACH * torch.tanh(entry_outputs))
+    reach = shares.new_tensor(REACH)
+    values = shares.new_tensor(NOMINAL) + trust[..., None] * reach * shares
+    gain = torch.exp(entry_trust * GAIN_REACH * entry_shares)
     return Controls(*values.unbind(-1), gain=gain)

@@ -34,6 +34,10 @@ class Measurement(Protocol):
 class Holding(Protocol):
     """What one process has of every tensor. All lists have one entry per tensor, of what is here of it."""
 
+    def squares(self, grads: Tensors) -> Float[Tensor, "*batch tensors"]:
+        """Return the mean squares of the gradients: all that a step needs that decides nothing."""
+        ...
+
     def measure(self, weights: Tensors, grads: Tensors, slow: Tensors, fast: Tensors) -> Measurement:
         """Measure a step: weights, gradients, and the momenta before the step."""
         ...
@@ -61,10 +65,13 @@ class Whole:
 
     layouts: tuple[MatrixLayout, ...]
 
+    def squares(self, grads: Tensors) -> Float[Tensor, "*batch tensors"]:
+        """Return the mean squares of the gradients."""
+        return observations.mean_products(grads, grads, self.layouts)
+
     def measure(self, weights: Tensors, grads: Tensors, slow: Tensors, fast: Tensors) -> "WholeMeasurement":
         """Return what measures the momenta only when the step's gradients are in them."""
-        squares = observations.mean_squares(grads, self.layouts)
-        return WholeMeasurement(self.layouts, tuple(weights), squares)
+        return WholeMeasurement(self.layouts, tuple(weights), self.squares(grads))
 
     def orthogonal(self, momenta: Tensors, chosen: Sequence[int]) -> list[Tensor]:
         """Orthogonalise tensors of one shape in one batch."""

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nfopt.optim import guard
+from nfopt.optim.decisions import DECISIONS, decisions_size
 from nfopt.optim.directions import MomentumRates, spread
 from nfopt.weightspace.incidence import MatrixLayout
 
@@ -82,7 +83,9 @@ def initial_state(
     wanted = not looks_like_a_matrix(param.shape) if second is None else second
     keys = (*MOMENTA, SECOND) if wanted else MOMENTA
     tensors = {key: torch.zeros_like(param, dtype=dtype) for key in keys}
-    return tensors | {key: torch.zeros((), dtype=dtype, device=param.device) for key in SCALAR_STATE}
+    numbers = {key: torch.zeros((), dtype=dtype, device=param.device) for key in SCALAR_STATE}
+    decisions = torch.zeros(decisions_size(param.shape), dtype=dtype, device=param.device)
+    return tensors | numbers | {DECISIONS: decisions}
 
 
 def accumulate(

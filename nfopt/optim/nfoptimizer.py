@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from nfopt.checkpoints import Checkpoint, digest_of
 from nfopt.errors import OptimizerError
+from nfopt.optim.decisions import DECISIONS
+from nfopt.optim.dtypes import common_work_dtype, work_dtype
 from nfopt.optim.guard_report import FIRST, LAST, GuardReport, marks_after, read_report
 from nfopt.optim.moments import SCALAR_STATE, SECOND, SKIPPED, STEP, TENSOR_STATE, initial_state
 from nfopt.optim.parameters import check_range, flat_partition_error, named_parameter
 from nfopt.optim.restore import RULE_DIGEST, STEPS_TAKEN, check_saved_state
-from nfopt.optim.rule import LearnedUpdateRule, common_work_dtype, work_dtype
+from nfopt.optim.rule import LearnedUpdateRule
 from nfopt.optim.rule_checkpoint import NOMINAL, read_rule
 from nfopt.optim.schedule import Schedule
 from nfopt.optim.sharded_tensors import Distribution, like_parameter, local_gradient, placed_like, to_local
@@ -75,6 +77,7 @@ class NFOptimizer(torch.optim.Optimizer):
             check_range("weight_decay", weight_decay)
         self.schedule = Schedule(total_steps)
         self._config, self._theta, self._checkpoint_name = read_rule(checkpoint)
+        self._learned = bool(self._theta)
         if isinstance(params, nn.Module):
             model = params if model is None else model
             params = list(unwrap(params).named_parameters())
@@ -168,22 +171,22 @@ class NFOptimizer(torch.optim.Optimizer):
             return loss
         self._fill_state(active)
         params = {name: param for name, (param, _) in active.items()}
+        taken = self.param_groups[0][STEPS_TAKEN]
         inert = self._is_inert()
         if inert and not self._source.is_traced:
             return loss
         rule = self._rule(tuple(active))
-        self._add_second_moments(rule, params)
+        self._complete_state(rule, params)
         if inert:
             return loss
         grads = {n: local_gradient(p) for n, p in params.items()}
         here = {n: to_local(p) for n, p in params.items()}
-        taken = self.param_groups[0][STEPS_TAKEN]
         self._say_when_past_end(taken)
         like = next(iter(self.state[next(iter(params.values()))].values()))
         factor = self.schedule.factor(taken)
         scale = torch.tensor([factor * lr for lr in self._option("lr", active)], dtype=like.dtype)
         state = {f"{n}/{k}": to_local(value) for n, p in params.items() for k, value in self.state[p].items()}
-        updates, new_state = rule(
+        proposal = rule.propose(
             self._theta_for(rule, like),
             here,
             grads,
@@ -191,12 +194,13 @@ class NFOptimizer(torch.optim.Optimizer):
             torch.tensor(self.schedule.progress(taken), dtype=like.dtype, device=like.device),
             step_scale=scale.to(like.device),
             weight_decay=self._option("weight_decay", active),
+            decide=self._learned and taken % rule.config.cadence == 0,
             holding=distribution.holding(rule.incidence.layouts, list(params.values()), rule.config.rates),
         )
         torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
-            list(here.values()), [updates[n] for n in here]
+            list(here.values()), [proposal.updates[n] for n in here]
         )
-        self._keep(params, new_state, taken + 1)
+        self._keep(params, proposal.state, taken + 1)
         for group in self.param_groups:
             group[STEPS_TAKEN] = taken + 1
         self._say_when_skipped(taken, grads)
@@ -211,8 +215,12 @@ class NFOptimizer(torch.optim.Optimizer):
                 if (value := new.get(f"{name}/{key}")) is not None:
                     states[name][key] = like_parameter(value, param)
         # The scalars come as views of one vector; copied, each tensor keeps memory of its own.
-        old = [state[key] for state in states.values() for key in SCALAR_STATE]
-        values = [new[f"{name}/{key}"] for name in states for key in SCALAR_STATE]
+        copied = (*SCALAR_STATE, DECISIONS)
+        old = [state[key] for state in states.values() for key in copied]
+        values = [new[f"{name}/{key}"] for name in states for key in copied]
+        # Decisions that are held are those of before.
+        changed = [(a, b) for a, b in zip(old, values, strict=True) if a is not b]
+        old, values = [a for a, _ in changed], [b for _, b in changed]
         for key, mark in zip((FIRST, LAST), marks, strict=True):
             old += [state[key] for state in states.values()]
             values += mark.unbind()
@@ -317,12 +325,20 @@ class NFOptimizer(torch.optim.Optimizer):
                 if key not in state:
                     state[key] = torch.zeros_like(state[STEP])
 
-    def _add_second_moments(self, rule: LearnedUpdateRule, params: Mapping[str, Tensor]) -> None:
-        """Give them to what looked like a matrix before the model was traced, but is none (an embedding)."""
+    def _complete_state(self, rule: LearnedUpdateRule, params: Mapping[str, Tensor]) -> None:
+        """Add what only the trace has shown to be needed.
+
+        Second moments go to what looked like a matrix but is none (an embedding), longer decisions to a
+        tensor with rows along several dimensions.
+        """
         for name in rule.scaled:
             state = self.state[params[name]]
             if SECOND not in state:
                 state[SECOND] = torch.zeros_like(params[name], dtype=state[STEP].dtype)
+        for name, size in zip(rule.packing.names, rule.packing.sizes, strict=True):
+            state = self.state[params[name]]
+            if len(state[DECISIONS]) != size:
+                state[DECISIONS] = state[STEP].new_zeros(size)
 
     def _option(self, key: str, active: Mapping[str, tuple[Tensor, dict[str, Any]]]) -> list[float]:
         """Return an option of the groups for each active parameter; groups may have been edited since."""

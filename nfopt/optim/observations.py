@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nfopt.nn.tokens import mean_into
 from nfopt.optim.directions import TINY, MomentumRates, total_mean
+from nfopt.optim.moments import Moments
 from nfopt.symmetry import Axis, PermutationSpec
 from nfopt.symmetry.axes import atoms_of
 from nfopt.weightspace.incidence import Incidence, MatrixLayout
@@ -129,16 +130,24 @@ class Observed:
     Attributes:
         pools: statistics of the weights and of the momenta.
         alive: from `directions.liveness`; what is read off a gradient of rounding noise counts as 0.
-        decline: power of the gradient as a share of its largest so far.
-        step: steps taken, this one included.
+        moments: the averages of the gradients, this step's included.
         progress: share of the training done, in (0, 1].
     """
 
     pools: Pools
     alive: Float[Tensor, "*batch tensors"]
-    decline: Float[Tensor, "*batch tensors"]
-    step: Float[Tensor, "*batch tensors"]
+    moments: Moments
     progress: Float[Tensor, ""]
+
+    @property
+    def step(self) -> Float[Tensor, "*batch tensors"]:
+        """Steps taken, this one included."""
+        return self.moments.step
+
+    @property
+    def decline(self) -> Float[Tensor, "*batch tensors"]:
+        """Power of the gradient as a share of its largest so far."""
+        return self.moments.power / self.moments.peak.clamp(min=TINY)
 
 
 def features(
@@ -177,7 +186,7 @@ def features(
             _bounded(_log_ratio(seen.pools.weight.totals, weight_unit.square())),
             seen.alive * _bounded(_log_ratio(seen.pools.slow.totals, seen.pools.fast.totals) + correction),
             seen.alive * seen.pools.agreement,
-            seen.alive * _bounded(_log_ratio(seen.decline, torch.ones_like(seen.decline))),
+            seen.alive * _bounded(_log_ratio(seen.decline, wide)),
             seen.alive * evenness[..., 0],
             seen.alive * evenness[..., 1],
             _log_steps(seen.step),
@@ -200,14 +209,6 @@ def mean_products(
         dims = len(layout.shape)
         a, b = (a.flatten(-dims), b.flatten(-dims)) if dims else (a[..., None], b[..., None])
         found.append(torch.linalg.vecdot(a, b) / a.shape[-1])
-    return torch.stack(found, dim=-1)
-
-
-def mean_squares(
-    tensors: Sequence[Tensor], layouts: tuple[MatrixLayout, ...]
-) -> Float[Tensor, "*batch tensors"]:
-    """Return the mean square of each tensor."""
-    found = [total_mean(t.square(), len(x.shape)) for t, x in zip(tensors, layouts, strict=True)]
     return torch.stack(found, dim=-1)
 
 

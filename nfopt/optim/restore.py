@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nfopt.errors import OptimizerError
+from nfopt.optim.decisions import DECISIONS
 from nfopt.optim.moments import SECOND, initial_state
 
 STEPS_TAKEN = "steps_taken"
@@ -81,7 +82,8 @@ def _check_entry(entry: Any, name: str, param: Tensor) -> None:
         value = entry.get(key) if isinstance(entry, Mapping) else None
         if not isinstance(value, Tensor):
             raise _misfit(f"{key} of {name} is {'nothing' if value is None else type(value).__name__}")
-        if value.shape != like.shape:
+        longer = key == DECISIONS and value.dim() == 1 and len(value) > len(like)
+        if value.shape != like.shape and not longer:
             raise _misfit(f"{key} of {name} is {tuple(value.shape)}, the parameter {tuple(param.shape)}")
         if not value.is_floating_point():
             raise _misfit(f"{key} of {name} has the dtype {value.dtype}")

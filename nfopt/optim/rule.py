@@ -13,22 +13,22 @@ the network's output layers at zero this is the nominal optimizer. No control fl
 theta, params, grads and state may have the same leading dimensions, in which copies run side by side.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nfopt.errors import OptimizerError
 from nfopt.nn.tokens import TokenNetwork
 from nfopt.optim import directions, observations
-from nfopt.optim.controls import CONTROL_NAMES, Controls, bound
+from nfopt.optim.controls import CONTROL_NAMES, Controls, controls_of
+from nfopt.optim.decisions import DECISIONS, Decisions, Packing
 from nfopt.optim.directions import MomentumRates, spread
+from nfopt.optim.dtypes import common_work_dtype
 from nfopt.optim.holding import Holding, Whole
-from nfopt.optim.moments import MOMENTA, Moments, accumulate, initial_state
+from nfopt.optim.moments import MOMENTA, STEP, Moments, accumulate, initial_state
 from nfopt.optim.observations import ENTRY_FEATURES, TENSOR_FEATURES, Observed
 from nfopt.optim.schedule import linear_schedule
 from nfopt.symmetry import PermutationSpec
@@ -47,6 +47,7 @@ class RuleConfig:
         vector_step: nominal RMS change per element of every other tensor.
         weight_decay: decay of matrices: a nominal step shrinks W by the share matrix_step x weight_decay.
         rates: decay rates of the momenta.
+        cadence: steps from one decision of the network to the next; between them it holds.
         hidden: hidden width of the network.
         couple: False: tensors do not hear of each other (an ablation).
     """
@@ -56,6 +57,7 @@ class RuleConfig:
     vector_step: float = 0.01
     weight_decay: float = 0.1
     rates: MomentumRates = field(default_factory=MomentumRates)
+    cadence: int = 10
     hidden: int = 4
     couple: bool = True
 
@@ -67,7 +69,7 @@ class Proposal:
     Attributes:
         updates: to be added to the parameters.
         state: the new state.
-        controls: what the network decided.
+        controls: what was done.
     """
 
     updates: dict[str, Tensor]
@@ -104,6 +106,7 @@ class LearnedUpdateRule:
             hidden=self.config.hidden,
             couple=self.config.couple,
         )
+        self.packing = Packing.of(self.incidence)
         self._whole = Whole(self.incidence.layouts)
         self._static = observations.static_features(spec, self.incidence, self.matrices)
         self._units = torch.tensor([self._weight_unit(n) for n in self.names], dtype=torch.float64)
@@ -118,11 +121,13 @@ class LearnedUpdateRule:
     def init_state(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the state before the first step, a flat dictionary with keys "<tensor name>/<quantity>"."""
         work = common_work_dtype(params[n].dtype for n in self.names)
-        return {
+        state = {
             f"{name}/{key}": value
             for name in self.names
             for key, value in initial_state(params[name], work, second=name in self.scaled).items()
         }
+        sizes = zip(self.names, self.packing.sizes, strict=True)
+        return state | {f"{n}/{DECISIONS}": state[f"{n}/{STEP}"].new_zeros(size) for n, size in sizes}
 
     def __call__(
         self,
@@ -131,10 +136,16 @@ class LearnedUpdateRule:
         grads: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
         progress: Float[Tensor, ""],
+        step: int = 1,
         **options: Any,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the updates and the state of `propose`, which takes the same arguments."""
-        proposal = self.propose(theta, params, grads, state, progress, **options)
+        """Return the updates and the state of `propose`, which takes the same arguments.
+
+        In place of `decide` comes the number of the step, counted from 1: the network decides in the first
+        step and in every `cadence`-th after it.
+        """
+        decide = (step - 1) % self.config.cadence == 0
+        proposal = self.propose(theta, params, grads, state, progress, decide=decide, **options)
         return proposal.updates, proposal.state
 
     def propose(
@@ -147,7 +158,7 @@ class LearnedUpdateRule:
         *,
         step_scale: Float[Tensor, " tensors"] | None = None,
         weight_decay: Sequence[float] | None = None,
-        controls: Controls | None = None,
+        decide: bool = True,
         holding: Holding | None = None,
     ) -> "Proposal":
         """Propose one step.
@@ -162,7 +173,7 @@ class LearnedUpdateRule:
             progress: share of the training done with this step, in (0, 1].
             step_scale: factor on each tensor's step size; default: the built-in schedule at `progress`.
             weight_decay: one per tensor, in place of the config's; it acts on matrices only.
-            controls: decisions to follow, from an earlier step, in place of asking the network.
+            decide: ask the network; otherwise the last decisions, which the state holds, go on.
             holding: what this process has of the tensors; default: all of them.
 
         If any gradient is not finite, the updates are zero and the state stays, but for the count of skipped
@@ -174,10 +185,10 @@ class LearnedUpdateRule:
         weights = [params[n].to(work) for n in self.names]
         slow, fast = ([state[f"{n}/{key}"] for n in self.names] for key in MOMENTA)
         gradients = [grads[n].to(work) for n in self.names]
-        measured = holding.measure(weights, gradients, slow, fast)
+        measured = holding.measure(weights, gradients, slow, fast) if decide else None
         moments = accumulate(
             gradients,
-            measured.squares,
+            holding.squares(gradients) if measured is None else measured.squares,
             state,
             self.names,
             self.incidence.layouts,
@@ -185,15 +196,14 @@ class LearnedUpdateRule:
             self.scaled,
         )
         alive = directions.liveness(moments.power, moments.peak)
-        if controls is None:
-            seen = Observed(
-                pools=measured.pools(moments),
-                alive=alive,
-                decline=moments.power / moments.peak.clamp(min=directions.TINY),
-                step=moments.step,
-                progress=progress[..., None],
-            )
-            controls = self._decide(theta, seen, moments.trust)
+        decisions, kept = self.packing.read(state), {}
+        if measured is not None:
+            seen = Observed(measured.pools(moments), alive, moments, progress[..., None])
+            decisions = self._decide(theta, seen).where(moments.finite, decisions)
+            kept = self.packing.write(decisions)
+        trust = moments.trust
+        entry_trust = trust.index_select(-1, self.incidence.entry_tensor)
+        controls = controls_of(decisions.tensors, decisions.entries, trust, entry_trust)
         moves = self._directions(moments, controls, holding)
 
         scale = linear_schedule(progress)[..., None] if step_scale is None else step_scale
@@ -204,18 +214,18 @@ class LearnedUpdateRule:
         updates = self._scale(moves, weights, controls.gain, sizes, shrink, holding)
         return Proposal(
             {n: u.to(params[n].dtype) for n, u in zip(self.names, updates, strict=True)},
-            moments.state(self.names),
+            {**state, **moments.state(self.names), **kept},
             controls,
         )
 
-    def _decide(self, theta: Mapping[str, Tensor], seen: Observed, trust: Tensor) -> Controls:
+    def _decide(self, theta: Mapping[str, Tensor], seen: Observed) -> Decisions:
         """Run the network on the observations."""
         entries, tensors = observations.features(
             seen, self.incidence, self.config.rates, self._units, self._static
         )
         network = {key: value.to(entries.dtype) for key, value in theta.items()}
         outputs, entry_outputs = self.network(network, self.incidence, entries, tensors)
-        return bound(outputs, entry_outputs, trust, trust.index_select(-1, self.incidence.entry_tensor))
+        return Decisions(torch.tanh(outputs), torch.tanh(entry_outputs))
 
     def _directions(self, moments: Moments, controls: Controls, holding: Holding) -> list[Tensor]:
         """Return each tensor's direction, at RMS 1."""
@@ -296,25 +306,7 @@ class LearnedUpdateRule:
                 for constant in (self._static, self._units, self._steps, self._decay, self._is_matrix)
             )
             self.incidence = self.incidence.to(device)
-
-
-def work_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of state and arithmetic for a parameter's dtype: at least float32.
-
-    Raises:
-        OptimizerError: the dtype is complex or not floating.
-    """
-    if not dtype.is_floating_point:
-        raise OptimizerError(
-            f"parameters of dtype {dtype} cannot be optimised by nfopt; train real floating-point parameters "
-            "(view complex ones with torch.view_as_real in the model)."
-        )
-    return torch.float32 if dtype.itemsize < 4 else dtype
-
-
-def common_work_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """Return the one dtype of state and arithmetic for parameters of several dtypes."""
-    return reduce(torch.promote_types, (work_dtype(dtype) for dtype in dtypes))
+            self.packing = self.packing.to(device)
 
 
 def _is_matrix(spec: PermutationSpec, name: str, layout: MatrixLayout) -> bool:

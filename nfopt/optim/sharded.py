@@ -36,6 +36,10 @@ class Sharded:
     group: dist.ProcessGroup
     rates: MomentumRates
 
+    def squares(self, grads: Tensors) -> Float[Tensor, " tensors"]:
+        """Return the mean squares of the gradients, with one all-reduce; with none where nothing is cut."""
+        return torch.stack(self._means([grad.square() for grad in grads], range(len(grads))))
+
     def measure(self, weights: Tensors, grads: Tensors, slow: Tensors, fast: Tensors) -> Measurement:
         """Measure a step with one all-reduce; with none where nothing is cut."""
         if all(shard is None for shard in self.shards):

@@ -16,7 +16,7 @@ from nfopt.atomic import replacing
 from nfopt.checkpoints import digest_of
 from nfopt.errors import RecipeError
 from nfopt.meta.lesions import LESIONS
-from nfopt.meta.portrait import HELD, HOLD_STEPS, NOMINAL, Decisions, lesion_losses, record
+from nfopt.meta.portrait import HELD, NOMINAL, Decisions, lesion_losses, record
 from nfopt.meta.rules import LearnedRules
 from nfopt.meta.seeds import derive_seed
 from nfopt.meta.sources import load_source
@@ -89,7 +89,7 @@ def lesion_table(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) 
         (
             "change of the final validation loss in nats: mean ± standard error of paired differences;",
             "above 0: the part helps. Nothing was trained again after a part was cut off.",
-            f"without {HELD}: each is held for {HOLD_STEPS} steps.",
+            f"without {HELD}: fresh ones in every step.",
         ),
     )
 

@@ -187,7 +187,8 @@ class ReferenceRun:
         progress = torch.full((copies,), step / self.problem.steps)
         rule = self.reference.rule
         self.kept = self.kept or torch.func.vmap(rule.init_state)(params)
-        updates, self.kept = torch.func.vmap(rule)(theta, params, grads, self.kept, progress)
+        dims = (0, 0, 0, 0, 0, None)
+        updates, self.kept = torch.func.vmap(rule, dims)(theta, params, grads, self.kept, progress, step)
         return updates
 
     def evaluated(self, params: Tensors) -> Tensors:

@@ -68,7 +68,7 @@ def parts(
         unroll.gradients(state.params, {}, batch)
 
     def rule() -> None:
-        unroll.rule(named, state.params, grads, state.rule_state, progress)
+        unroll.rule(named, state.params, grads, state.rule_state, progress, 1)
 
     def probe() -> None:
         with torch.no_grad():

@@ -30,7 +30,7 @@ class MomentumRule:
     def init_state(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: torch.zeros_like(p) for name, p in params.items()} | {"count": torch.zeros(())}
 
-    def __call__(self, theta, params, grads, state, progress):
+    def __call__(self, theta, params, grads, state, progress, step):
         rate = torch.sigmoid(theta["decay"][0])
         size = torch.exp(theta["log_step"] + theta["output"][0] + progress * theta["output"][1])
         momenta = {name: rate * state[name] + (1 - rate) * g for name, g in grads.items()}

@@ -32,7 +32,7 @@ def trajectories(rule, optimizer_of, theta: dict[str, float]) -> tuple[dict[str,
     for step in range(STEPS):
         progress = torch.tensor((step + 1) / STEPS, dtype=torch.float64)
         grads = {n: torch.sin(p - aims[n]) for n, p in params.items()}
-        updates, state = rule(named, params, grads, state, progress)
+        updates, state = rule(named, params, grads, state, progress, step + 1)
         params = {n: p + updates[n] for n, p in params.items()}
         for group in optimizer.param_groups:
             group["lr"] = float(decayed(named, progress))

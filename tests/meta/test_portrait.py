@@ -5,7 +5,7 @@ import torch
 
 from nfopt.meta.lesions import LESIONS, without_control, without_features, without_gains
 from nfopt.meta.nets import Architecture
-from nfopt.meta.portrait import HELD, NOMINAL, HoldingRule, lesion_losses, record
+from nfopt.meta.portrait import HELD, NOMINAL, lesion_losses, record
 from nfopt.meta.rules import LearnedRules
 from nfopt.meta.task import Task, TaskConfig
 from nfopt.optim import LearnedUpdateRule, RuleConfig
@@ -108,20 +108,3 @@ def test_lesions_are_paired_with_the_intact_rule() -> None:
     assert found["none"] == pytest.approx({"mean": 0.0, "error": 0.0}, abs=1e-5)
     assert abs(found["gains"]["mean"] or 0.0) > 1e-4
     assert found[NOMINAL]["error"] > 0
-
-
-def test_a_holding_rule_decides_anew_only_when_its_time_has_come() -> None:
-    theta = dict(learned_checkpoint().theta)
-    rule = LearnedUpdateRule(PermutationSpec.uncoupled(SHAPES), RuleConfig())
-    draw = torch.Generator().manual_seed(1)
-    params, *grads = ({n: torch.randn(s, generator=draw) for n, s in SHAPES.items()} for _ in range(5))
-
-    def steps(every: int) -> list[torch.Tensor]:
-        held, state, found = HoldingRule(rule, every), rule.init_state(params), []
-        for i, grad in enumerate(grads):
-            updates, state = held(theta, params, grad, state, torch.tensor((i + 1) / 8))
-            found.append(updates["a"])
-        return found
-
-    always, second = steps(1), steps(2)
-    assert [torch.equal(x, y) for x, y in zip(always, second, strict=True)] == [True, False, True, False]

@@ -170,8 +170,8 @@ class FailsOn(Vmapped):
         super().__init__(MomentumRule())
         self.broken = broken
 
-    def __call__(self, theta, params, grads, state, progress):
-        updates, state = super().__call__(theta, params, grads, state, progress)
+    def __call__(self, theta, params, grads, state, progress, step):
+        updates, state = super().__call__(theta, params, grads, state, progress, step)
         return {n: u * (float("nan") if self.broken else 1.0) for n, u in updates.items()}, state
 
 

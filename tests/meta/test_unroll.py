@@ -55,7 +55,7 @@ def trained_alone(run: TruncatedUnroll, theta: torch.Tensor, instance: int) -> t
         grads = torch.autograd.grad(task.loss(leaves, divisor, x, y), list(leaves.values()))
         progress = torch.tensor((step + 1) / run.horizon, dtype=torch.float64)
         named = run.layout.unflatten(theta)
-        updates, state = rule(named, params, dict(zip(params, grads, strict=True)), state, progress)
+        updates, state = rule(named, params, dict(zip(params, grads, strict=True)), state, progress, step + 1)
         params = {name: p + updates[name] for name, p in params.items()}
         if run.objective.evaluates(step + 1, run.horizon):
             value = run.objective.value(task.loss(params, divisor, *validation), 10)

@@ -9,8 +9,8 @@ from torch import Tensor
 from nfopt.errors import OptimizerError, PermutationSpecError
 from nfopt.optim import LearnedUpdateRule, RuleConfig, directions
 from nfopt.optim.directions import MomentumRates
+from nfopt.optim.dtypes import work_dtype
 from nfopt.optim.moments import DAMPED, SECOND, SKIPPED, STEP, TENSOR_STATE
-from nfopt.optim.rule import work_dtype
 from nfopt.optim.schedule import linear_schedule
 from nfopt.symmetry import PermutationSpec
 from nfopt.weightspace.incidence import MatrixLayout
