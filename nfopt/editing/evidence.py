@@ -1,5 +1,6 @@
 """What base and edited model say about the same images: the numbers that a gate judges by."""
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nfopt.data import Split
+from nfopt.editing.norms import measure_statistics, norms_of, put_statistics
 from nfopt.metrics import classification_scores
+
+OWN_STATISTICS = "source_own_statistics"
+"""The source's images, seen by the model with BatchNorm statistics of these images put in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +44,20 @@ class Evidence:
     """Answers before and after an edit, by set, and how far it moved the weights.
 
     Attributes:
-        before: the base's answers for "target" and, where they were given, "source" and "held_out".
+        before: the base's answers for "target" and, where they were given, "source" and "held_out"; with
+            BatchNorm also for the source with its own statistics.
         after: the edited model's answers.
         changes: RMS of the change over RMS of the base, by tensor of floating point.
         weight_changes: the same for parameters of two or more axes alone, whose scale is their own.
+        deep_shift: RMS over the channels of the last BatchNorm layer of the change of their mean, in the
+            base's deviations; None without BatchNorm.
     """
 
     before: Mapping[str, Answers]
     after: Mapping[str, Answers]
     changes: Mapping[str, float] = field(default_factory=dict)
     weight_changes: Mapping[str, float] = field(default_factory=dict)
+    deep_shift: float | None = None
 
 
 @torch.no_grad()
@@ -108,9 +117,40 @@ def gather(
         {name: answers(logits_of(model, x, batch_size), y) for name, (x, y) in sets.items()}
         for model in (base, edited)
     ]
+    if "source" in sets and norms_of(base):
+        # Statistics belong to a domain and weights to all of them: what the weights still know of the source
+        # shows with the source's statistics.
+        for model, found in zip((base, edited), said, strict=True):
+            images, labels = sets["source"]
+            found[OWN_STATISTICS] = answers(_logits_with_own_statistics(model, images, batch_size), labels)
     changes = relative_changes(before, after)
     weights = {name for name, parameter in base.named_parameters() if parameter.ndim >= 2}
-    return Evidence(said[0], said[1], changes, {n: c for n, c in changes.items() if n in weights})
+    own = {name: change for name, change in changes.items() if name in weights}
+    return Evidence(said[0], said[1], changes, own, deep_shift(base, edited))
+
+
+def deep_shift(base: nn.Module, edited: nn.Module) -> float | None:
+    """Return the change of the means of the last BatchNorm layer, in its deviations (RMS over channels).
+
+    What a corruption does to images is mostly undone below. The last layer tells classes apart: its means
+    move where the images show other classes than the source, or too few to measure by.
+    """
+    pairs = list(zip(norms_of(base).values(), norms_of(edited).values(), strict=True))
+    if not pairs:
+        return None
+    before, after = pairs[-1]
+    assert before.running_mean is not None
+    assert before.running_var is not None
+    assert after.running_mean is not None
+    deviation = (before.running_var.double() + before.eps).sqrt()
+    shift = (after.running_mean.double() - before.running_mean.double()) / deviation
+    return float(shift.square().mean().sqrt())
+
+
+def _logits_with_own_statistics(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+    copied = copy.deepcopy(model)
+    put_statistics(copied, measure_statistics(copied, images, batch_size), images=len(images))
+    return logits_of(copied, images, batch_size)
 
 
 def scores_of(said: Mapping[str, Answers]) -> dict[str, float]:

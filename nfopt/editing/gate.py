@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from nfopt.editing.evidence import Answers, Evidence
+from nfopt.editing.evidence import OWN_STATISTICS, Answers, Evidence
 from nfopt.editing.history import Check
 from nfopt.errors import EditingError
 
@@ -15,26 +15,34 @@ class Gate:
     """Bounds on what an edit may do; a bound of None leaves its check away.
 
     Attributes:
-        max_source_drop: the accuracy on kept source images may fall by that much, in [0, 1].
+        max_source_drop: the accuracy on kept source images may fall by that much, in [0, 1]. Statistics of
+            another domain cost the source much, and rightly so: the default forbids ruin alone.
+        max_knowledge_drop: the same, with the statistics of BatchNorm measured on the source images: what
+            the weights alone have forgotten. Nets without BatchNorm have no such check.
         min_class_share: the edited model must predict at least that share of the base's effective number of
             classes, on the target and on kept source images: below, predictions collapse.
         max_confidence_drop: the mean confidence on the target may fall by that much, in [0, 1].
         max_logit_factor: the RMS of the target's logits may grow or shrink by that factor.
         max_weight_change: the RMS change of each weight of two or more axes, over its RMS.
         min_target_gain: the least gain of accuracy on labelled target images that the edit was not made from.
-        one_class: refuse where the base puts at least that share of the target into one class with at least
-            `one_class_confidence` mean confidence: statistics of one class are no statistics of a domain.
-        one_class_confidence: see `one_class`.
+        one_class: refuse where the base, without BatchNorm, puts at least that share of the target into one
+            class with at least `sure` mean confidence: one class is no domain.
+        max_deep_shift: refuse where the edit moves the means of the last BatchNorm layer by more deviations
+            (RMS over channels) and the base was `sure`: the images show one class, or too few to measure by.
+            A base that a corruption confuses puts all into one class too, but does not move those means.
+        sure: mean confidence of the base on the target from which it is taken to know what it sees.
     """
 
-    max_source_drop: float | None = 0.2
+    max_source_drop: float | None = 0.5
+    max_knowledge_drop: float | None = 0.05
     min_class_share: float | None = 0.5
     max_confidence_drop: float | None = 0.2
     max_logit_factor: float | None = 5.0
     max_weight_change: float | None = 1.0
     min_target_gain: float | None = 0.0
     one_class: float | None = 0.9
-    one_class_confidence: float = 0.8
+    max_deep_shift: float | None = 0.3
+    sure: float = 0.7
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
@@ -50,28 +58,40 @@ class Gate:
         if not finite:
             return (first,)
         checks = (
-            self._one_class(evidence),
+            self._several_classes(evidence),
             self._collapse("target", evidence),
             self._collapse("source", evidence),
             self._confidence(evidence),
             self._logits(evidence),
             self._weights(evidence),
             self._source(evidence),
+            self._knowledge(evidence),
             self._target(evidence),
         )
         return (first, *(check for check in checks if check is not None))
 
-    def _one_class(self, evidence: Evidence) -> Check | None:
-        if self.one_class is None:
-            return None
-        before = evidence.before["target"]
-        one = before.top_share >= self.one_class and before.confidence >= self.one_class_confidence
-        says = (
-            f"the unedited model puts {before.top_share:.0%} of the target images into one class, with a "
-            f"mean confidence of {before.confidence:.2f}"
-        )
+    def _several_classes(self, evidence: Evidence) -> Check | None:
+        before, shift = evidence.before["target"], evidence.deep_shift
+        sure = before.confidence >= self.sure
+        if shift is not None:
+            if self.max_deep_shift is None:
+                return None
+            one = sure and shift > self.max_deep_shift
+            says = (
+                f"the means of the last BatchNorm layer move by {shift:.2f} deviations, and the unedited "
+                f"model has a mean confidence of {before.confidence:.2f} ({self.max_deep_shift:g} is allowed "
+                f"from {self.sure:g} on)"
+            )
+        else:
+            if self.one_class is None:
+                return None
+            one = sure and before.top_share >= self.one_class
+            says = (
+                f"the unedited model puts {before.top_share:.0%} of the target images into one class, with a "
+                f"mean confidence of {before.confidence:.2f}"
+            )
         if one:
-            says += ": they look like images of one class only; give some of every class"
+            says += ": they look like images of one class, or are too few; give some of every class"
         return Check("several classes", not one, says)
 
     def _collapse(self, name: str, evidence: Evidence) -> Check | None:
@@ -134,6 +154,18 @@ class Gate:
             before - after <= self.max_source_drop,
             f"the accuracy on kept source images is {after:.1%}, {before:.1%} before "
             f"(a fall of {self.max_source_drop:.1%} is allowed)",
+        )
+
+    def _knowledge(self, evidence: Evidence) -> Check | None:
+        pair = _accuracies(OWN_STATISTICS, evidence)
+        if self.max_knowledge_drop is None or pair is None:
+            return None
+        before, after = pair
+        return Check(
+            "knowledge of the source",
+            before - after <= self.max_knowledge_drop,
+            f"with statistics of its own the accuracy on kept source images is {after:.1%}, {before:.1%} "
+            f"before (a fall of {self.max_knowledge_drop:.1%} is allowed)",
         )
 
     def _target(self, evidence: Evidence) -> Check | None:

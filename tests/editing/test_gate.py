@@ -6,20 +6,33 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfopt.editing import Answers, Evidence, Gate, Outcome, gate_score
-from nfopt.editing.evidence import answers, relative_changes
+from nfopt.editing import Answers, Evidence, Finetune, Gate, Outcome, adapt, gate_score
+from nfopt.editing.evidence import OWN_STATISTICS, answers, deep_shift, relative_changes
 from nfopt.errors import EditingError
+from tests.editing.nets import mlp, moved, normed
 
 SAID = Answers(True, confidence=0.7, effective_classes=8.0, top_share=0.2, logit_rms=2.0)
 KNOWN = replace(SAID, accuracy=0.6)
 
 
-def judged(gate=Gate(), *, target=None, source=None, held_out=None, before=None, weights=0.1):  # noqa: B008
+def judged(
+    gate=Gate(),  # noqa: B008
+    *,
+    target=None,
+    source=None,
+    held_out=None,
+    before=None,
+    weights=0.1,
+    own=None,
+    shift=None,
+):
     """Return the names of the failed checks of an edit that changes nothing but what is given."""
     changed = {"target": target or {}, "source": source or {}, "held_out": held_out or {}}
+    changed[OWN_STATISTICS] = own or {}
     said = {"target": replace(SAID, **(before or {})), "source": KNOWN, "held_out": KNOWN}
+    said[OWN_STATISTICS] = KNOWN
     after = {name: replace(answer, **changed[name]) for name, answer in said.items()}
-    checks = gate.judge(Evidence(said, after, {"w": weights}, {"w": weights}))
+    checks = gate.judge(Evidence(said, after, {"w": weights}, {"w": weights}, shift))
     return {check.name for check in checks if check.passed is False}
 
 
@@ -39,7 +52,9 @@ def test_an_edit_that_changes_nothing_passes():
         ({"target": {"logit_rms": 10.1}}, "scale of the logits"),
         ({"target": {"logit_rms": 0.39}}, "scale of the logits"),
         ({"weights": 1.01}, "change of the weights"),
-        ({"source": {"accuracy": 0.39}}, "accuracy on the source"),
+        ({"source": {"accuracy": 0.09}}, "accuracy on the source"),
+        ({"own": {"accuracy": 0.54}}, "knowledge of the source"),
+        ({"shift": 0.31}, "several classes"),
         ({"held_out": {"accuracy": 0.59}}, "accuracy on the target"),
         ({"before": {"top_share": 0.95, "confidence": 0.9}}, "several classes"),
     ],
@@ -56,7 +71,11 @@ def test_each_harm_fails_its_own_check_and_no_other(changes, failed):
         {"target": {"confidence": 1.0}},
         {"target": {"logit_rms": 9.9}},
         {"weights": 1.0},
-        {"source": {"accuracy": 0.41}},
+        {"source": {"accuracy": 0.11}},
+        {"own": {"accuracy": 0.56}},
+        {"shift": 0.29},
+        {"shift": 0.9, "before": {"confidence": 0.69}},
+        {"shift": 0.1, "before": {"top_share": 0.95, "confidence": 0.9}},
         {"held_out": {"accuracy": 0.6}},
         {"before": {"top_share": 0.95, "confidence": 0.6}},
     ],
@@ -66,10 +85,19 @@ def test_what_stays_within_its_bound_passes(changes):
 
 
 def test_a_bound_of_none_leaves_its_check_away():
-    off = Gate(None, None, None, None, None, None, None)
+    off = Gate(**dict.fromkeys(set(Gate.__dataclass_fields__) - {"sure"}))
     harm = {"effective_classes": 1.0, "confidence": 0.0, "logit_rms": 99.0}
     assert (
-        judged(off, target=harm, source={"accuracy": 0.0}, held_out={"accuracy": 0.0}, weights=9.0) == set()
+        judged(
+            off,
+            target=harm,
+            source={"accuracy": 0.0},
+            held_out={"accuracy": 0.0},
+            own={"accuracy": 0.0},
+            weights=9.0,
+            shift=9.0,
+        )
+        == set()
     )
     assert judged(off, target={"finite": False}) == {"finite"}
 
@@ -116,6 +144,26 @@ def test_changes_are_relative_to_the_size_of_the_tensor():
         "same": torch.ones(2),
     }
     assert relative_changes(before, after) == pytest.approx({"a": 0.5, "b": 1.0})
+
+
+def test_the_deep_shift_counts_deviations_of_the_last_batchnorm_layer_alone():
+    base, edited = normed(), normed()
+    edited[1].running_mean += 0.7 * (edited[1].running_var + edited[1].eps).sqrt()
+    assert deep_shift(base, edited) == pytest.approx(0.7, rel=1e-5)
+    below = torch.nn.Sequential(edited, torch.nn.BatchNorm1d(3)).eval()
+    unmoved = torch.nn.Sequential(base, torch.nn.BatchNorm1d(3)).eval()
+    assert deep_shift(unmoved, below) == 0
+    assert deep_shift(mlp(), moved(mlp())) is None
+
+
+def test_statistics_alone_cost_no_knowledge_and_noise_does(digits):
+    target, _ = digits.domain("contrast:3")
+    outcomes = {}
+    for name, method in (("bn", "bn"), ("noise", Finetune(lr=0.1, steps=20))):
+        edit = adapt(digits.model, target.images, method, labels=target.labels, source=digits.source)
+        checks = {check.name: check.passed for check in edit.history[0].checks}
+        outcomes[name] = checks["knowledge of the source"]
+    assert outcomes == {"bn": True, "noise": False}
 
 
 def test_the_gates_hits_are_counted_by_what_the_edit_really_did():
