@@ -1,6 +1,28 @@
 """Zoos: thousands of small nets of one architecture, trained side by side and kept in one file."""
 
 from nfopt.zoo.file import load_zoo, save_zoo
+from nfopt.zoo.inrs import Machine, image_inrs, sine_inrs
+from nfopt.zoo.members import Members
+from nfopt.zoo.siren import Siren, SirenConfig, render, siren
+from nfopt.zoo.siren_fit import FitConfig, psnr_db
 from nfopt.zoo.zoo import SIDES, Zoo, ZooError, join_zoos, stack_nets
 
-__all__ = ["SIDES", "Zoo", "ZooError", "join_zoos", "load_zoo", "save_zoo", "stack_nets"]
+__all__ = [
+    "SIDES",
+    "FitConfig",
+    "Machine",
+    "Members",
+    "Siren",
+    "SirenConfig",
+    "Zoo",
+    "ZooError",
+    "image_inrs",
+    "join_zoos",
+    "load_zoo",
+    "psnr_db",
+    "render",
+    "save_zoo",
+    "sine_inrs",
+    "siren",
+    "stack_nets",
+]
