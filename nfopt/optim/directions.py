@@ -7,6 +7,7 @@ Tensors may have leading dimensions, in which copies lie side by side; `dims` co
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from jaxtyping import Float
@@ -49,12 +50,16 @@ def total_mean(tensor: Float[Tensor, "..."], dims: int) -> Float[Tensor, "*batch
 
 def unit_rms(tensor: Float[Tensor, "..."], dims: int) -> Float[Tensor, "..."]:
     """Scale `tensor` to RMS 1; a zero tensor stays zero."""
-    return tensor * mean(tensor.square(), dims).clamp(min=TINY).rsqrt()
+    if not dims:
+        return tensor * tensor.square().clamp(min=TINY).rsqrt()
+    size = prod(tensor.shape[-dims:])
+    norm = torch.linalg.vector_norm(tensor, dim=tuple(range(-dims, 0)), keepdim=True)
+    return tensor * (size**0.5 / norm.clamp(min=(TINY * size) ** 0.5))
 
 
 def spread(scalar: Float[Tensor, "*batch"], dims: int) -> Float[Tensor, "..."]:
     """Append `dims` dimensions of size 1, so that one number per copy multiplies its tensor."""
-    return scalar.reshape(scalar.shape + (1,) * dims)
+    return scalar.reshape(scalar.shape + (1,) * dims) if scalar.dim() else scalar
 
 
 def liveness(

@@ -24,4 +24,4 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def common_work_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     """Return the one dtype of state and arithmetic for parameters of several dtypes."""
-    return reduce(torch.promote_types, (work_dtype(dtype) for dtype in dtypes))
+    return reduce(torch.promote_types, [work_dtype(dtype) for dtype in dict.fromkeys(dtypes)])

@@ -23,7 +23,7 @@ def orthogonalise(
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     wide = (matrix.mT if tall else matrix).reshape(-1, *sorted(matrix.shape[-2:]))
-    norm = wide.square().sum(dim=(-2, -1), keepdim=True).sqrt()
+    norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
     x = wide / norm.clamp(min=1e-30)
     x = _on_gram(x, iterations) if x.shape[-1] > 2 * x.shape[-2] else _on_matrix(x, iterations)
     return (x.mT if tall else x).reshape(matrix.shape)

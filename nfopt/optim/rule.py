@@ -233,9 +233,11 @@ class LearnedUpdateRule:
         slow, fast, grad = (w.unbind(-1) for w in weights)
         dims = [len(layout.shape) for layout in self.incidence.layouts]
         found = [
-            spread(slow[i], k) * moments.slow[i]
-            + spread(fast[i], k) * moments.fast[i]
-            + spread(grad[i], k) * moments.grads[i]
+            torch.addcmul(
+                torch.addcmul(spread(slow[i], k) * moments.slow[i], moments.fast[i], spread(fast[i], k)),
+                moments.grads[i],
+                spread(grad[i], k),
+            )
             for i, k in enumerate(dims)
         ]
         matrices = [i for i, second in enumerate(moments.second) if second is None]
@@ -261,14 +263,14 @@ class LearnedUpdateRule:
         for i, (size, decay) in enumerate(by_tensor):
             name, layout = self.names[i], self.incidence.layouts[i]
             k = len(layout.shape)
-            update = moves[i] * (
-                -spread(size, k) * holding.cut(self._gain(gain, name, "out", layout.out_dims), i)
-            )
-            if layout.in_dims:
-                update = update * holding.cut(self._gain(gain, name, "in", layout.in_dims), i)
-            if name in self.matrices:
-                update = update - spread(decay, k) * weights[i]
-            updates.append(update)
+            rows = -spread(size, k) * holding.cut(self._gain(gain, name, "out", layout.out_dims), i)
+            update = moves[i] * rows
+            if name not in self.matrices:
+                columns = self._gain(gain, name, "in", layout.in_dims) if layout.in_dims else None
+                updates.append(update if columns is None else update * holding.cut(columns, i))
+                continue
+            columns = holding.cut(self._gain(gain, name, "in", layout.in_dims), i)
+            updates.append(torch.addcmul(weights[i] * -spread(decay, k), update, columns))
         return updates
 
     def _gain(self, gain: Tensor, name: str, side: Side, dims: tuple[int, ...]) -> Tensor:
