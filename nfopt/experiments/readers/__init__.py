@@ -1,7 +1,7 @@
 """Readers: every network of the field that reads weights, behind one interface."""
 
 # The readers enter themselves.
-from nfopt.experiments.readers import functional, inr2vec, mlp, role_tied, statnn, transformer
+from nfopt.experiments.readers import functional, inr2vec, mlp, probes, role_tied, statnn, transformer
 from nfopt.experiments.readers.reader import (
     READERS,
     Preparation,
@@ -22,6 +22,7 @@ __all__ = [
     "inr2vec",
     "mlp",
     "parameter_count",
+    "probes",
     "reader",
     "role_tied",
     "statnn",

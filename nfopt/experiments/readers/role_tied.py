@@ -90,13 +90,13 @@ class RoleTied(WeightReader):
         return self.features(self.question.spec, tensors)
 
 
-@reader("role_tied", "role-tied (ours)", step=ELEMENT_SHARE)
+@reader("role_tied", "role-tied (ours)")
 def role_tied(question: Question, width: int, generator: torch.Generator) -> RoleTied:
     """Build the role-tied network with a head over the spec's atoms."""
     return RoleTied(question, width, generator)
 
 
-@reader("role_tied_readout", "role-tied, own readout", step=ELEMENT_SHARE, heads=("invariant",))
+@reader("role_tied_readout", "role-tied, own readout", heads=("invariant",))
 def role_tied_readout(question: Question, width: int, generator: torch.Generator) -> RoleTied:
     """Build the role-tied network with the readout that any architecture has."""
     return RoleTied(question, width, generator, own_head=True)

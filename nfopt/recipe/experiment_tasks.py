@@ -1,0 +1,91 @@
+"""What recipes say about the tasks over a zoo."""
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, field_validator
+
+from nfopt.errors import NfoptError
+from nfopt.experiments.forward import omega_of
+from nfopt.experiments.tasks import IMAGE_EDITS, Classification, Editing, Embedding, Ranking, Regression, Task
+from nfopt.experiments.tasks.embedding import View
+from nfopt.experiments.views import noisy_and_masked
+from nfopt.recipe.strict import Fraction, NonNegative, Positive, Strict
+from nfopt.zoo import Zoo
+
+
+class ClassificationOptions(Strict):
+    """The class of each net."""
+
+    name: Literal["classification"]
+    fact: str = "label"
+
+    def build(self, zoo: Zoo) -> Task:
+        """Return the task."""
+        return Classification(self.fact)
+
+
+class RegressionOptions(Strict):
+    """A number known of each net."""
+
+    name: Literal["regression"]
+    fact: str = "frequency"
+
+    def build(self, zoo: Zoo) -> Task:
+        """Return the task."""
+        return Regression(self.fact)
+
+
+class RankingOptions(Strict):
+    """The accuracy of each net, scored by Kendall's tau; `loss` is "bce" or "mse"."""
+
+    name: Literal["ranking"]
+    fact: str = "test_accuracy"
+    loss: Literal["bce", "mse"] = "bce"
+
+    def build(self, zoo: Zoo) -> Task:
+        """Return the task."""
+        return Ranking(self.fact, self.loss)
+
+
+class EmbeddingOptions(Strict):
+    """An embedding from views with noise (a share of each tensor's spread) and masks (a share of weights)."""
+
+    name: Literal["embedding"]
+    facts: Annotated[tuple[str, ...], Field(min_length=1)] = ("amplitude", "frequency")
+    dimensions: Annotated[int, Field(ge=2)] = 16
+    temperature: Positive = 0.1
+    noise: NonNegative = 0.2
+    mask: Fraction = 0.5
+
+    def build(self, zoo: Zoo) -> Task:
+        """Return the task."""
+        view: View = noisy_and_masked(self.noise, self.mask)
+        return Embedding(view, self.facts, self.dimensions, self.temperature)
+
+
+class EditingOptions(Strict):
+    """An operation on the image that each net holds."""
+
+    name: Literal["editing"]
+    edit: str = "dilate"
+    size: Annotated[int, Field(ge=3)] = 28
+    output_scale: Positive = 0.01
+
+    @field_validator("edit")
+    @classmethod
+    def _is_known(cls, edit: str) -> str:
+        try:
+            _ = IMAGE_EDITS[edit]
+        except NfoptError as error:
+            raise ValueError(str(error)) from error
+        return edit
+
+    def build(self, zoo: Zoo) -> Task:
+        """Return the task; raises ExperimentError when the nets hold no images."""
+        return Editing(self.edit, self.size, self.output_scale, omega_of(zoo))
+
+
+TaskOptions: TypeAlias = Annotated[
+    ClassificationOptions | RegressionOptions | RankingOptions | EmbeddingOptions | EditingOptions,
+    Field(discriminator="name"),
+]
