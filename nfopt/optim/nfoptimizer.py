@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from nfopt.checkpoints import Checkpoint, digest_of
 from nfopt.errors import OptimizerError
-from nfopt.optim.decisions import DECISIONS
-from nfopt.optim.dtypes import common_work_dtype, work_dtype
-from nfopt.optim.guard_report import FIRST, LAST, GuardReport, marks_after, read_report
-from nfopt.optim.moments import SCALAR_STATE, SECOND, SKIPPED, STEP, TENSOR_STATE, initial_state
+from nfopt.optim import kept_state
+from nfopt.optim.dtypes import work_dtype
+from nfopt.optim.guard_report import GuardReport, read_report
+from nfopt.optim.moments import SKIPPED, STEP
 from nfopt.optim.parameters import check_range, flat_partition_error, named_parameter
 from nfopt.optim.restore import RULE_DIGEST, STEPS_TAKEN, check_saved_state
+from nfopt.optim.rounding import check_state_dtype
 from nfopt.optim.rule import LearnedUpdateRule
 from nfopt.optim.rule_checkpoint import NOMINAL, read_rule
 from nfopt.optim.schedule import Schedule
-from nfopt.optim.sharded_tensors import Distribution, like_parameter, local_gradient, placed_like, to_local
+from nfopt.optim.sharded_tensors import Distribution, local_gradient, to_local
 from nfopt.optim.spec_source import NfoptWarning, SpecSource
 from nfopt.symmetry import PermutationSpec
 from nfopt.symmetry.skeleton import unwrap
@@ -48,6 +49,7 @@ class NFOptimizer(torch.optim.Optimizer):
         share_work: whether the processes of the default group, which all train the same plain model
             (DistributedDataParallel), orthogonalise each matrix on one of them only; all must take every
             step together. Parameters sharded by `fully_shard` share the work in any case.
+        state_dtype: torch.bfloat16 keeps the momenta in half the memory, rounded at random; None: float32.
 
     All state is tensors in `state`, so that checkpoints of any host resume bit-exactly. A step with a
     gradient that is not finite is skipped and warned about; gradients far above their usual size are clipped
@@ -71,8 +73,10 @@ class NFOptimizer(torch.optim.Optimizer):
         model: nn.Module | None = None,
         example_inputs: Any = None,
         share_work: bool = False,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
         check_range("lr", lr)
+        check_state_dtype(state_dtype)
         if weight_decay is not None:
             check_range("weight_decay", weight_decay)
         self.schedule = Schedule(total_steps)
@@ -86,6 +90,7 @@ class NFOptimizer(torch.optim.Optimizer):
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._warned_past_end = False
         self._share_work = share_work
+        self._state_dtype = state_dtype
         self._skips_seen = 0
         self._pending_skips: Tensor | None = None
         decay = self._config.weight_decay if weight_decay is None else weight_decay
@@ -169,23 +174,28 @@ class NFOptimizer(torch.optim.Optimizer):
         active = self._active(distribution)
         if not active:
             return loss
-        self._fill_state(active)
         params = {name: param for name, (param, _) in active.items()}
+        tables = self._source.tables() if len(self.state) < len(active) else frozenset()
+        kept_state.fill(self.state, params, tables, self._state_dtype)
         taken = self.param_groups[0][STEPS_TAKEN]
         inert = self._is_inert()
         if inert and not self._source.is_traced:
             return loss
         rule = self._rule(tuple(active))
-        self._complete_state(rule, params)
+        kept_state.complete(self.state, params, rule, self._state_dtype)
         if inert:
             return loss
         grads = {n: local_gradient(p) for n, p in params.items()}
         here = {n: to_local(p) for n, p in params.items()}
         self._say_when_past_end(taken)
-        like = next(iter(self.state[next(iter(params.values()))].values()))
+        like = self.state[next(iter(params.values()))][STEP]
         factor = self.schedule.factor(taken)
         scale = torch.tensor([factor * lr for lr in self._option("lr", active)], dtype=like.dtype)
-        state = {f"{n}/{k}": to_local(value) for n, p in params.items() for k, value in self.state[p].items()}
+        state = {
+            f"{n}/{k}": to_local(value).to(like.dtype)
+            for n, p in params.items()
+            for k, value in self.state[p].items()
+        }
         proposal = rule.propose(
             self._theta_for(rule, like),
             here,
@@ -200,36 +210,11 @@ class NFOptimizer(torch.optim.Optimizer):
         torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
             list(here.values()), [proposal.updates[n] for n in here]
         )
-        self._keep(params, proposal.state, taken + 1)
+        kept_state.keep(self.state, params, proposal.state, taken + 1, self._state_dtype)
         for group in self.param_groups:
             group[STEPS_TAKEN] = taken + 1
         self._say_when_skipped(taken, grads)
         return loss
-
-    def _keep(self, params: Mapping[str, Tensor], new: Mapping[str, Tensor], step: int) -> None:
-        """Keep the new state, and note which step it was where the guard intervened."""
-        states = {name: self.state[param] for name, param in params.items()}
-        marks = marks_after(states, new, step)
-        for name, param in params.items():
-            for key in TENSOR_STATE:
-                if (value := new.get(f"{name}/{key}")) is not None:
-                    states[name][key] = like_parameter(value, param)
-        # The scalars come as views of one vector; copied, each tensor keeps memory of its own.
-        copied = (*SCALAR_STATE, DECISIONS)
-        old = [state[key] for state in states.values() for key in copied]
-        values = [new[f"{name}/{key}"] for name in states for key in copied]
-        # Decisions that are held are those of before.
-        changed = [(a, b) for a, b in zip(old, values, strict=True) if a is not b]
-        old, values = [a for a, _ in changed], [b for _, b in changed]
-        for key, mark in zip((FIRST, LAST), marks, strict=True):
-            old += [state[key] for state in states.values()]
-            values += mark.unbind()
-        torch._foreach_copy_(old, values)  # pyright: ignore[reportPrivateImportUsage]
-        if len(states) < len(self.state):  # a step is skipped for all, those without a gradient included
-            skipped = next(iter(states.values()))[SKIPPED]
-            for state in self.state.values():
-                if state and state[SKIPPED] is not skipped:
-                    state[SKIPPED].copy_(skipped)
 
     def guard_report(self) -> GuardReport:
         """Return what the guard did so far; this waits for the device, which `step` never does for it."""
@@ -306,39 +291,6 @@ class NFOptimizer(torch.optim.Optimizer):
                 "use one NFOptimizer for the parameters of each device."
             )
         return active
-
-    def _fill_state(self, active: Mapping[str, tuple[Tensor, dict[str, Any]]]) -> None:
-        """Give every parameter a state: a fresh one, or its own, to where and what the parameter is now."""
-        work = common_work_dtype(param.dtype for param, _ in active.values())
-        skipped = next((state[SKIPPED] for state in self.state.values() if state), None)
-        tables = self._source.tables() if len(self.state) < len(active) else frozenset()
-        for name, (param, _) in active.items():
-            state = self.state[param]
-            if not state:
-                state.update(initial_state(param, work, second=name in tables or None))
-                if skipped is not None:
-                    state[SKIPPED].copy_(skipped)
-            elif state[STEP].dtype != work or state[STEP].device != param.device:
-                state.update({k: v.to(param.device, work) for k, v in state.items()})
-            state.update({k: placed_like(state[k], param) for k in TENSOR_STATE if k in state})
-            for key in (FIRST, LAST):
-                if key not in state:
-                    state[key] = torch.zeros_like(state[STEP])
-
-    def _complete_state(self, rule: LearnedUpdateRule, params: Mapping[str, Tensor]) -> None:
-        """Add what only the trace has shown to be needed.
-
-        Second moments go to what looked like a matrix but is none (an embedding), longer decisions to a
-        tensor with rows along several dimensions.
-        """
-        for name in rule.scaled:
-            state = self.state[params[name]]
-            if SECOND not in state:
-                state[SECOND] = torch.zeros_like(params[name], dtype=state[STEP].dtype)
-        for name, size in zip(rule.packing.names, rule.packing.sizes, strict=True):
-            state = self.state[params[name]]
-            if len(state[DECISIONS]) != size:
-                state[DECISIONS] = state[STEP].new_zeros(size)
 
     def _option(self, key: str, active: Mapping[str, tuple[Tensor, dict[str, Any]]]) -> list[float]:
         """Return an option of the groups for each active parameter; groups may have been edited since."""
