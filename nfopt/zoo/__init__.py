@@ -1,21 +1,27 @@
 """Zoos: thousands of small nets of one architecture, trained side by side and kept in one file."""
 
+from nfopt.zoo.classifiers import HyperRanges, binary_classifiers, classifiers
 from nfopt.zoo.file import load_zoo, save_zoo
-from nfopt.zoo.inrs import Machine, image_inrs, sine_inrs
+from nfopt.zoo.inrs import image_inrs, sine_inrs
+from nfopt.zoo.machine import Machine
 from nfopt.zoo.members import Members
 from nfopt.zoo.siren import Siren, SirenConfig, render, siren
 from nfopt.zoo.siren_fit import FitConfig, psnr_db
+from nfopt.zoo.small_cnn import small_cnn
 from nfopt.zoo.zoo import SIDES, Zoo, ZooError, join_zoos, stack_nets
 
 __all__ = [
     "SIDES",
     "FitConfig",
+    "HyperRanges",
     "Machine",
     "Members",
     "Siren",
     "SirenConfig",
     "Zoo",
     "ZooError",
+    "binary_classifiers",
+    "classifiers",
     "image_inrs",
     "join_zoos",
     "load_zoo",
@@ -24,5 +30,6 @@ __all__ = [
     "save_zoo",
     "sine_inrs",
     "siren",
+    "small_cnn",
     "stack_nets",
 ]

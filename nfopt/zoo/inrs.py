@@ -1,7 +1,7 @@
 """Zoos of implicit neural representations: SIRENs fitted to one image each, or to one sine wave each."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from math import pi
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from nfopt.data import ImageData, Split
 from nfopt.symmetry import PermutationSpec
 from nfopt.zoo.draws import generator_of
+from nfopt.zoo.machine import Machine
 from nfopt.zoo.members import Members
 from nfopt.zoo.siren import SirenConfig, grid
 from nfopt.zoo.siren_fit import FitConfig, Fitted, fit_sirens, psnr_db
@@ -19,21 +20,6 @@ from nfopt.zoo.zoo import SIDES, Zoo, ZooError
 
 def _ignore(done: int) -> None:
     pass
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how nets are fitted; the nets do not depend on it, but for their last digits.
-
-    Attributes:
-        device: of torch.
-        lanes: nets side by side; None for a number that suits the device.
-        workers: threads on a CPU; None for as many as torch may use.
-    """
-
-    device: torch.device | str = "cpu"
-    lanes: int | None = None
-    workers: int | None = None
 
 
 def image_inrs(
@@ -194,8 +180,7 @@ def _fitted(
         fit,
         peak=None if peak is None else peak.to(device),
         grid_shape=grid_shape,
-        lanes=machine.lanes,
-        workers=machine.workers,
+        machine=machine,
         report=report,
     )
     return Fitted(fitted.flat.cpu(), fitted.steps.cpu(), fitted.mse.cpu())

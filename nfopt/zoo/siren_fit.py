@@ -4,9 +4,7 @@ A few nets at a time (`lanes`) are trained in memory that stays in the cache; a 
 lane to the next one. On a CPU several threads do so at once, each with lanes of its own.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event, Lock
 
@@ -14,8 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nfopt.zoo.machine import Machine
 from nfopt.zoo.siren import SirenConfig
 from nfopt.zoo.siren_gradient import SirenGradient, aligned
+from nfopt.zoo.threads import run_in_threads
 from nfopt.zoo.zoo import ZooError
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -74,8 +74,7 @@ def fit_sirens(
     *,
     peak: Float[Tensor, " nets"] | None = None,
     grid_shape: tuple[int, int] | None = None,
-    lanes: int | None = None,
-    workers: int | None = None,
+    machine: Machine | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> Fitted:
     """Fit each net to its targets; what becomes of one does not depend on the others.
@@ -88,13 +87,13 @@ def fit_sirens(
         fit: learning rate and when to stop.
         peak: peak of each signal, for its signal-to-noise ratio; 1 without it.
         grid_shape: height and width, where the points are those of `grid(height, width)`; else None.
-        lanes: nets side by side; None for 8 on a CPU and 2,048 on a GPU.
-        workers: threads on a CPU; None for as many as torch may use.
+        machine: nets side by side (8 on a CPU and 2,048 on a GPU) and threads; its device must be that of the
+            targets.
         report: hears how many nets are done, in one thread at a time.
     """
-    on_cpu = targets.device.type == "cpu"
-    lanes = lanes or (CPU_LANES if on_cpu else GPU_LANES)
-    workers = min(workers or torch.get_num_threads(), -(-len(targets) // lanes)) if on_cpu else 1
+    machine = machine or Machine(targets.device)
+    lanes = machine.lanes_or(CPU_LANES, GPU_LANES)
+    workers = min(machine.threads, -(-len(targets) // lanes))
     peak = targets.new_ones(len(targets)) if peak is None else peak
     enough = targets.new_zeros(len(targets))
     if fit.stop_psnr_db is not None:
@@ -110,27 +109,11 @@ def fit_sirens(
         engine = SirenGradient(config, coordinates.to(targets), lanes, grid_shape)
         _Lanes(engine, targets, enough, fit, results).run(queue)
 
-    if not on_cpu:
+    if machine.on_cpu:
+        run_in_threads([work] * workers, workers, queue.stop)
+    else:
         work()
-        return results
-    with _one_thread_per_operation(), ThreadPoolExecutor(workers) as pool:
-        try:
-            for future in [pool.submit(work) for _ in range(workers)]:
-                future.result()
-        finally:
-            queue.stop.set()
     return results
-
-
-@contextmanager
-def _one_thread_per_operation() -> Iterator[None]:
-    # Threads that share one operation wait for each other after each, which is often: more than they gain.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Queue:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nfopt.zoo import FitConfig, Siren, SirenConfig, ZooError, psnr_db
+from nfopt.zoo import FitConfig, Machine, Siren, SirenConfig, ZooError, psnr_db
 from nfopt.zoo.siren import grid
 from nfopt.zoo.siren_fit import fit_sirens
 
@@ -17,9 +17,9 @@ def problem(nets, dtype):
     return targets.to(dtype), start.to(dtype)
 
 
-def fitted(targets, start, fit=FIT, **options):
-    options = {"lanes": 3, "workers": 1} | options
-    return fit_sirens(CONFIG, grid(*SIDES), targets, start, fit, grid_shape=SIDES, **options)
+def fitted(targets, start, fit=FIT, *, lanes=3, workers=1, **options):
+    machine = Machine(lanes=lanes, workers=workers)
+    return fit_sirens(CONFIG, grid(*SIDES), targets, start, fit, grid_shape=SIDES, machine=machine, **options)
 
 
 def trained_alone(seed, target):
