@@ -12,8 +12,10 @@ from nfopt.pruning.channels import (
     latencies,
     prune_channels,
 )
+from nfopt.pruning.copies import CopiesConfig, CopyScore, MaskedCopies, score_copies, train_copies
 from nfopt.pruning.keep import KeptMask, keep_masked
 from nfopt.pruning.mask import MaskComparison, MaskRow, PruningMask
+from nfopt.pruning.neural import MaskNetwork, MaskNetworkConfig, neural_score
 from nfopt.pruning.prune import prune
 from nfopt.pruning.schedule import GradualPruning, SparsitySchedule
 from nfopt.pruning.scores import SCORES, Score, ScoreContext, score
@@ -24,11 +26,16 @@ __all__ = [
     "SCOPES",
     "SCORES",
     "ChannelPruning",
+    "CopiesConfig",
+    "CopyScore",
     "Cost",
     "GradualPruning",
     "KeptMask",
     "MaskComparison",
+    "MaskNetwork",
+    "MaskNetworkConfig",
     "MaskRow",
+    "MaskedCopies",
     "PruningMask",
     "PruningPlan",
     "RemovalProof",
@@ -45,9 +52,12 @@ __all__ = [
     "find_targets",
     "keep_masked",
     "latencies",
+    "neural_score",
     "prune",
     "prune_channels",
     "remove_mask",
     "score",
+    "score_copies",
     "select",
+    "train_copies",
 ]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nfopt.errors import NfoptWarning, PruningError
+from nfopt.errors import NfoptWarning, PruningError, TraceError
 from nfopt.progress import Progress, ProgressCallback, silent
 from nfopt.pruning.mask import PruningMask, prunable_parameters
 from nfopt.pruning.scores import SCORES, Batch, LossFunction, Score, ScoreContext, TrainingFunction
 from nfopt.pruning.select import check_density, check_scope, scope_density, select
 from nfopt.pruning.targets import Targets, find_targets
-from nfopt.symmetry import PermutationSpec, unwrap
+from nfopt.symmetry import PermutationSpec, trace_permutation_spec, unwrap
 
 
 def prune(
@@ -78,6 +78,7 @@ def prune(
         model, {}, {}, torch.Generator().manual_seed(seed), batches, loss, example_inputs, spec, train
     )
     chosen.check_supplied(context)
+    context = replace(_with_symmetry(chosen, context), density=target_density)
     kept = _start(model, targets, start)
     if scope_density(scope) is not None:
         rounds = 1  # the groups of N:M have no densities on the way
@@ -155,9 +156,24 @@ def score_once(
         model, {}, kept, torch.Generator().manual_seed(seed), batches, loss, example_inputs, spec, train
     )
     chosen.check_supplied(context)
+    context = _with_symmetry(chosen, context)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _scored(chosen, context, kept)
+
+
+def _with_symmetry(chosen: Score, context: ScoreContext) -> ScoreContext:
+    """Return the context with the model's symmetry in it, derived where a score asks for that."""
+    if not chosen.traces or context.spec is not None:
+        return context
+    model = _copy_with_mask(context.model, {})
+    try:
+        return replace(context, spec=trace_permutation_spec(model, context.example_inputs))
+    except TraceError as error:
+        raise PruningError(
+            f"the score {chosen.name!r} reads the model's symmetry, which could not be derived: {error} "
+            "Give spec=..., PermutationSpec.uncoupled({name: shape, ...}) for none."
+        ) from error
 
 
 def _scored(chosen: Score, context: ScoreContext, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:

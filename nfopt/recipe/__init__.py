@@ -13,8 +13,10 @@ from nfopt.recipe import (
     portrait,
     prune_channels,
     prune_mask,
+    prune_race,
     prune_train,
     race,
+    train_mask,
     train_timm,
 )
 from nfopt.recipe.job import JOBS, Job, JobResult, Recipe, RunContext, Table, job
@@ -44,9 +46,11 @@ __all__ = [
     "portrait",
     "prune_channels",
     "prune_mask",
+    "prune_race",
     "prune_train",
     "race",
     "recipe_faults",
     "run_recipe",
+    "train_mask",
     "train_timm",
 ]

@@ -14,7 +14,7 @@ from torch.nn import functional
 from nfopt.data import ImageData
 from nfopt.errors import NfoptError
 from nfopt.progress import Progress, ProgressCallback
-from nfopt.pruning import SCORES, PruningMask, keep_masked, prune
+from nfopt.pruning import SCORES, PruningMask, Score, keep_masked, prune
 from nfopt.pruning.select import check_scope, scope_density
 from nfopt.recipe.inputs import DataOptions, ModelOptions
 from nfopt.recipe.optimizers import OptimizerOptions
@@ -74,8 +74,12 @@ class MaskOptions(Strict):
         seed: int,
         train: Callable[[nn.Module, Mapping[str, Tensor]], None] | None,
         progress: ProgressCallback,
+        score: str | Score | None = None,
     ) -> PruningMask:
-        """Return the mask of a model; nothing is said about empty layers, which the tables show."""
+        """Return the mask of a model; nothing is said about empty layers, which the tables show.
+
+        `score` stands in for the score's name where a Score was made from it.
+        """
         device = next(model.parameters()).device
         batches = []
         for step in range(score_batches):
@@ -85,7 +89,7 @@ class MaskOptions(Strict):
         return prune(
             model,
             None if self.fixed_density is not None else density,
-            self.score,
+            score or self.score,
             self.scope,
             include=self.include,
             exclude=self.exclude,

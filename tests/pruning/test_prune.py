@@ -20,7 +20,7 @@ def shrink_first_layer(model, kept):
 GIVEN = {"batches": batches(), "example_inputs": torch.zeros(1, 5), "train": shrink_first_layer}
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.sampled_from(sorted(SCORES)), st.floats(0.3, 1), st.sampled_from(["global", "layer", "erk"]))
 def test_every_score_keeps_exactly_the_count_in_every_scope_also_over_rounds(name, density, scope):
     mask = prune(mlp(), density, name, scope, rounds=3, on_empty_layer="allow", **GIVEN)

@@ -32,6 +32,7 @@ class ScoreContext:
         example_inputs: one input for scores without data; that of the first batch if there is one.
         spec: the model's permutation symmetry, for scores that use it; None where it was not given.
         train: trains a model in place under a mask, for scores of trained weights; None where not given.
+        density: kept fraction that is aimed at in the end; None where scores are asked for and no mask.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class ScoreContext:
     example_inputs: Any = None
     spec: PermutationSpec | None = None
     train: TrainingFunction | None = None
+    density: float | None = None
 
     def gradients(self, batch: Batch, *, create_graph: bool = False) -> dict[str, Tensor]:
         """Return the gradient of the batch's loss by the scored parameters, zero where one takes no part."""
@@ -73,6 +75,7 @@ class Score:
         rounds: rounds of scoring and pruning that its paper asks for; the density falls geometrically.
         needs: which of "batches", "train" and "spec" it cannot do without.
         needs_example: whether it needs an input at least, if no batches.
+        traces: whether the model's symmetry is derived for it where it was not given.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Score:
     rounds: int = 1
     needs: frozenset[str] = field(default_factory=frozenset)
     needs_example: bool = False
+    traces: bool = False
 
     def check_supplied(self, context: ScoreContext) -> None:
         """Raise PruningError when something that the score needs was not given."""
@@ -107,7 +111,12 @@ SCORES: Registry[Score] = Registry("pruning score")
 
 
 def score(
-    name: str, *, rounds: int = 1, needs: Sequence[str] = (), needs_example: bool = False
+    name: str,
+    *,
+    rounds: int = 1,
+    needs: Sequence[str] = (),
+    needs_example: bool = False,
+    traces: bool = False,
 ) -> Callable[
     [Callable[[ScoreContext], Mapping[str, Tensor]]], Callable[[ScoreContext], Mapping[str, Tensor]]
 ]:
@@ -120,7 +129,7 @@ def score(
     def enter(
         compute: Callable[[ScoreContext], Mapping[str, Tensor]],
     ) -> Callable[[ScoreContext], Mapping[str, Tensor]]:
-        SCORES.register(name)(Score(name, compute, rounds, frozenset(needs), needs_example))
+        SCORES.register(name)(Score(name, compute, rounds, frozenset(needs), needs_example, traces))
         return compute
 
     return enter

@@ -1,9 +1,10 @@
 """SynFlow: the flow of a signal of ones through the absolute weights; no data, no empty layers."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from nfopt.pruning.scores.score import ScoreContext, forward, score
@@ -18,20 +19,36 @@ def synflow(context: ScoreContext) -> Mapping[str, Tensor]:
     Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow"
     (arXiv:2006.05467), equation 2 and algorithm 1.
     """
-    model = context.model.eval().double()
+    model = made_absolute(context.model)
+    return synaptic_flow(model, context.parameters, context.example_inputs)
+
+
+def made_absolute(model: nn.Module) -> nn.Module:
+    """Turn `model`, in place, into what the flow runs through: float64, evaluation mode, |w|, no means."""
+    model = model.eval().double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.abs_()
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
                 buffer.zero_()
-    ones = pytree.tree_map_only(Tensor, _ones, context.example_inputs)
+    return model
+
+
+def synaptic_flow(
+    model: nn.Module, parameters: Mapping[str, Tensor], example_inputs: Any
+) -> dict[str, Tensor]:
+    """Return dR/dw w for `parameters` of a model in float64 whose parameters are none of them negative.
+
+    R is the sum of the outputs on ones in the place of `example_inputs`.
+    """
+    ones = pytree.tree_map_only(Tensor, _ones, example_inputs)
     outputs = [leaf for leaf in pytree.tree_leaves(forward(model, ones)) if isinstance(leaf, Tensor)]
     flow = torch.stack([output.double().sum() for output in outputs]).sum()
-    found = torch.autograd.grad(flow, list(context.parameters.values()), allow_unused=True)
+    found = torch.autograd.grad(flow, list(parameters.values()), allow_unused=True)
     return {
         name: torch.zeros_like(parameter) if gradient is None else (gradient * parameter.detach())
-        for (name, parameter), gradient in zip(context.parameters.items(), found, strict=True)
+        for (name, parameter), gradient in zip(parameters.items(), found, strict=True)
     }
 
 

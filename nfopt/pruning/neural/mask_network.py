@@ -1,0 +1,144 @@
+"""MaskNetwork: from a model's weights and gradients to how its elements rank and what each layer keeps."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nfopt.checkpoints import Checkpoint, load_checkpoint
+from nfopt.errors import CheckpointError, PruningError
+from nfopt.nn.metanet import RoleTiedConfig, RoleTiedNetwork
+from nfopt.pruning.neural.look_ahead import LR, STEPS
+from nfopt.pruning.neural.mask_inputs import FEATURES, TENSOR_INPUTS, MaskInputs
+
+CHECKPOINT_KIND = "pruning-mask"
+MOST = 6.0
+"""Bound of both residuals, in nats: no input, however strange, can do more than that."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskNetworkConfig:
+    """Sizes of the network, and how its inputs and the mask are made.
+
+    Attributes:
+        channels: channels per neuron.
+        element_channels: channels per weight.
+        layers: exchanges between weights and neurons.
+        look_ahead_steps: steps of Adam on the given batches whose outcome the network reads.
+        look_ahead_lr: their learning rate.
+        rounds: rounds of scoring and pruning, as for SynFlow.
+    """
+
+    channels: int = 16
+    element_channels: int = 8
+    layers: int = 1
+    look_ahead_steps: int = STEPS
+    look_ahead_lr: float = LR
+    rounds: int = 30
+
+    def __post_init__(self) -> None:
+        least = {"look_ahead_steps": 0}
+        for name, value in asdict(self).items():
+            if not value >= least.get(name, 1 if isinstance(value, int) else 0.0):
+                raise PruningError(f"MaskNetworkConfig.{name} is {value!r}, which is too small.")
+
+
+@dataclass(frozen=True, eq=False)
+class MaskProposal:
+    """What the network says of each scored tensor.
+
+    Attributes:
+        ranking: log factor on each weight's magnitude, of mean 0 over the tensor; within -MOST .. MOST.
+        allocation: log factor on the worth of all weights of a tensor; one number each.
+    """
+
+    ranking: Mapping[str, Tensor]
+    allocation: Mapping[str, Tensor]
+
+
+class MaskNetwork(nn.Module):
+    """Two heads that stay apart: one ranks the weights within a tensor, one shares out what is kept.
+
+        ranking     r = bounded(gain x element outputs of a role-tied network), centred in each tensor
+        allocation  a = bounded(linear in the tensor's inputs)
+
+    Both begin at zero, where the mask is SynFlow's. Renumbering neurons renumbers `ranking` and leaves
+    `allocation` alone; the same weights serve every architecture and width.
+
+    Args:
+        config: sizes.
+        generator: source of the initial weights.
+    """
+
+    def __init__(self, config: MaskNetworkConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        sizes = RoleTiedConfig.reading(
+            FEATURES,
+            element_outputs=1,
+            channels=config.channels,
+            element_channels=config.element_channels,
+            layers=config.layers,
+            output_scale=0.0,
+        )
+        self.ranking = RoleTiedNetwork(sizes, generator)
+        self.gain = nn.Parameter(torch.ones(()))
+        self.allocation = nn.Parameter(torch.zeros(len(TENSOR_INPUTS)))
+
+    def forward(self, inputs: MaskInputs) -> MaskProposal:
+        """Return both residuals for the tensors that are scored."""
+        return weighed(inputs, self.raw_ranking(inputs), self.gain, self.allocation)
+
+    def raw_ranking(self, inputs: MaskInputs) -> dict[str, Tensor]:
+        """Return the ranking of each scored tensor before gain, bound and centring."""
+        written = self.ranking(inputs.features).elements
+        return {name: written[name].squeeze(-1) for name in inputs.names}
+
+
+def weighed(
+    inputs: MaskInputs, raw_ranking: Mapping[str, Tensor], gain: Tensor, allocation: Tensor
+) -> MaskProposal:
+    """Return the proposal of a raw ranking under a gain, and of the weights of the tensors' inputs."""
+    free = {name: bounded(gain * raw) for name, raw in raw_ranking.items()}
+    ranking = {name: r - r.mean() if r.numel() else r for name, r in free.items()}
+    shares = bounded(inputs.tensors.to(allocation) @ allocation)
+    return MaskProposal(ranking, dict(zip(inputs.names, shares, strict=True)))
+
+
+def bounded(x: Tensor) -> Tensor:
+    """Return MOST tanh(x / MOST)."""
+    return MOST * (x / MOST).tanh()
+
+
+def network_checkpoint(network: MaskNetwork, card: Mapping[str, Any], name: str = "unsaved") -> Checkpoint:
+    """Bundle a network for `nfopt.checkpoints.save_checkpoint`."""
+    theta = {key: value.detach().clone() for key, value in network.state_dict().items()}
+    return Checkpoint(CHECKPOINT_KIND, theta, asdict(network.config), card, name)
+
+
+def read_network(checkpoint: str | Checkpoint) -> MaskNetwork:
+    """Return the network of a bundled checkpoint's name, a path, or a checkpoint in memory.
+
+    Raises:
+        UnknownNameError: there is no checkpoint of that name.
+        CheckpointError: it is damaged, of another version, or no mask network.
+    """
+    found = (
+        checkpoint
+        if isinstance(checkpoint, Checkpoint)
+        else load_checkpoint(checkpoint, kind=CHECKPOINT_KIND)
+    )
+    if found.kind != CHECKPOINT_KIND:
+        raise CheckpointError(
+            f"{found.name} is a checkpoint of kind {found.kind!r}, not {CHECKPOINT_KIND!r}."
+        )
+    try:
+        network = MaskNetwork(MaskNetworkConfig(**found.config))
+        network.load_state_dict(dict(found.theta))
+    except (TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{found.name} was written for another version of the network ({error})."
+        ) from error
+    return network.requires_grad_(False)
