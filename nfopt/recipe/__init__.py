@@ -16,6 +16,7 @@ from nfopt.recipe import (
     prune_race,
     prune_train,
     race,
+    train_editor,
     train_mask,
     train_timm,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "race",
     "recipe_faults",
     "run_recipe",
+    "train_editor",
     "train_mask",
     "train_timm",
 ]
