@@ -8,16 +8,35 @@ from nfopt.zoo.members import Members
 from nfopt.zoo.siren import Siren, SirenConfig, render, siren
 from nfopt.zoo.siren_fit import FitConfig, psnr_db
 from nfopt.zoo.small_cnn import small_cnn
+from nfopt.zoo.transforms import (
+    Compose,
+    FlipSigns,
+    Mask,
+    Noise,
+    Permute,
+    ScaleNeurons,
+    ShiftPhases,
+    Transform,
+    views,
+)
 from nfopt.zoo.zoo import SIDES, Zoo, ZooError, join_zoos, stack_nets
 
 __all__ = [
     "SIDES",
+    "Compose",
     "FitConfig",
+    "FlipSigns",
     "HyperRanges",
     "Machine",
+    "Mask",
     "Members",
+    "Noise",
+    "Permute",
+    "ScaleNeurons",
+    "ShiftPhases",
     "Siren",
     "SirenConfig",
+    "Transform",
     "Zoo",
     "ZooError",
     "binary_classifiers",
@@ -32,4 +51,5 @@ __all__ = [
     "siren",
     "small_cnn",
     "stack_nets",
+    "views",
 ]
