@@ -243,13 +243,8 @@ def _part(
             progress=context.progress,
             task=f"{name} {100 * density:g} %, seed {seed}",
         )
-        scores = {part: score_copies(trained, getattr(data, part)) for part in ("val", "test")}
-        for i, (row, _, _) in enumerate(group):
-            rows.append(
-                row
-                | {f"{part}_loss": _finite(scores[part][i].loss) for part in scores}
-                | {f"{part}_accuracy": scores[part][i].accuracy for part in scores}
-            )
+        for (row, _, _), score in zip(group, score_copies(trained, data.test), strict=True):
+            rows.append(row | {"test_loss": _finite(score.loss), "test_accuracy": score.accuracy})
     return rows
 
 
