@@ -3,11 +3,11 @@
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nfopt.data import Split
 from nfopt.editing import Finetune, Method
@@ -88,7 +88,7 @@ def target_images(arena: Arena, domain: str, net: int, stream: Stream, seed: int
 
 
 def edited_net(net: nn.Module, method: Method | None, target: Split, stream: Stream, seed: int) -> nn.Module:
-    """Return a copy of `net` that `method` has edited; one that diverges or cannot work stays the base."""
+    """Return a copy of `net` that `method` has edited; one that diverges stays the base."""
     edited = copy.deepcopy(net).requires_grad_(False).eval()
     if method is None:
         return edited
@@ -98,7 +98,7 @@ def edited_net(net: nn.Module, method: Method | None, target: Split, stream: Str
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "edit"))
             method.fit(edited, task)
-    except (EditingError, ValueError, RuntimeError):
+    except EditingError:
         return copy.deepcopy(net).eval()
     return edited.eval()
 
@@ -155,20 +155,6 @@ def accuracy(net: nn.Module, split: Split) -> float:
     return scores.accuracy if scores.loss == scores.loss else 0.0
 
 
-def net_means(trials: Iterable[Trial], method: str, domains: Sequence[str]) -> Tensor:
-    """Return the mean accuracy over `domains` of each net edited by `method`, [nets]."""
-    found: dict[int, list[float]] = {}
-    for trial in trials:
-        if trial.method == method and trial.domain in domains:
-            found.setdefault(trial.net, []).append(trial.target)
-    return torch.tensor([fmean(found[net]) for net in sorted(found)], dtype=torch.float64)
-
-
 def gap_share(mean: float, source: float, oracle: float) -> float | None:
     """Return the share of the gap from source to oracle that is recovered; None where there is no gap."""
     return (mean - source) / (oracle - source) if oracle - source > 1e-6 else None
-
-
-def in_domains(split: Split, pictures: Mapping[str, Tensor]) -> dict[str, Split]:
-    """Return the split as each domain shows it."""
-    return {name: replace(split, images=images) for name, images in pictures.items()}

@@ -3,6 +3,7 @@
 # The jobs enter themselves.
 from nfopt.recipe import (
     adapt,
+    adapt_contest,
     adapt_folder,
     bench_optimizers,
     compare,
@@ -35,6 +36,7 @@ __all__ = [
     "RunContext",
     "Table",
     "adapt",
+    "adapt_contest",
     "adapt_folder",
     "bench_optimizers",
     "compare",
