@@ -159,3 +159,20 @@ def test_the_statistics_are_those_of_each_tensor():
         torch.testing.assert_close(found[:, i, 2], flat.amin(1))
         torch.testing.assert_close(found[:, i, 6], flat.amax(1))
     assert flatten(question(), nets).shape == (3, SIREN.parameter_count)
+
+
+def test_parameters_of_roles_that_the_nets_lack_do_not_count_and_change_no_answer():
+    network, nets = made("role_tied"), random_nets(SPEC, 5)
+    answer = network(nets)
+    answer.square().sum().backward()
+    reached = 0
+    with torch.no_grad():
+        for parameter in network.parameters():
+            idle = torch.ones_like(parameter, dtype=torch.bool)
+            if parameter.grad is not None:
+                idle = parameter.grad == 0
+            parameter[idle] += 7.0
+            reached += int((~idle).sum())
+        assert torch.equal(network(nets), answer)
+    total = sum(p.numel() for p in network.parameters())
+    assert parameter_count(network) == reached < 0.5 * total

@@ -35,6 +35,10 @@ class WeightReader(nn.Module):
         """Return what is read off each net."""
         raise NotImplementedError
 
+    def count_parameters(self) -> int:
+        """Return the number of parameters that are trained and that nets of its spec can reach."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
 
 Build: TypeAlias = Callable[[Question, int, torch.Generator], nn.Module]
 
@@ -118,7 +122,9 @@ def reader(name: str, label: str, **options: Any) -> Callable[[Build], Build]:
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Return the number of parameters that are trained."""
+    """Return the number of parameters of a reader's network that are trained and can be reached."""
+    if isinstance(network, WeightReader):
+        return network.count_parameters()
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 

@@ -9,17 +9,16 @@ from nfopt.experiments.readers.reader import WeightReader, reader
 from nfopt.nn import RoleTiedConfig, RoleTiedNetwork
 from nfopt.weightspace import FeatureBlocks, WeightSpaceFeatures, block_plan
 
-LAYERS = 4
-ELEMENT_SHARE = 4
-"""An element has a fourth of a token's channels: there are many more elements than tokens."""
+LAYERS = 3
 
 
 class RoleTied(WeightReader):
     """Read nets by a `RoleTiedNetwork`.
 
     Its features are scale-free within a net; here each is besides standardised over the zoo, block by block,
-    so that what differs from net to net is not drowned by what differs from layer to layer. Equivariant by
-    itself, so nothing is augmented; fixed indices (pixels, coordinates, classes) have positions.
+    so that what differs from net to net is not drowned by what differs from layer to layer, and the weight
+    itself is a further channel, as a network that is to compute what a net computes needs it undistorted.
+    Equivariant by itself, so nothing is augmented; fixed indices (pixels, classes) have positions.
 
     The vector of a net is read by a perceptron off the mean and the spread of the tokens of each atom, and
     off the network's own readout, which averages over atoms: the trunk knows any architecture, the head this
@@ -27,7 +26,7 @@ class RoleTied(WeightReader):
 
     Args:
         question: what to answer.
-        width: channels of a token.
+        width: channels of a token and of an element.
         generator: source of the initial weights.
         own_head: whether the network's own readout answers.
     """
@@ -39,17 +38,19 @@ class RoleTied(WeightReader):
         self.question, self.own_head = question, own_head
         self.features = WeightSpaceFeatures(gradients=False)
         plan = block_plan(question.spec)
-        self.element_scales = nn.ModuleList(Standardiser(self.features.element_channels) for _ in plan.blocks)
+        channels = self.features.element_channels + 1
+        self.element_scales = nn.ModuleList(Standardiser(channels) for _ in plan.blocks)
         self.tensor_scale = Standardiser(len(plan.blocks) * self.features.tensor_channels)
         equivariant = question.head == "equivariant"
         readouts = 0 if equivariant else question.outputs if own_head else width
         config = RoleTiedConfig.reading(
             self.features,
+            element_features=channels,
             element_outputs=int(equivariant),
             neuron_outputs=0 if equivariant or own_head else width,
             readouts=readouts,
             channels=width,
-            element_channels=max(1, width // ELEMENT_SHARE),
+            element_channels=width,
             layers=LAYERS,
         )
         self.network = RoleTiedNetwork(config, generator)
@@ -86,11 +87,35 @@ class RoleTied(WeightReader):
             pooled.append(torch.linalg.vector_norm(values - mean[:, None], dim=-2) / values.shape[-2] ** 0.5)
         return self.head(torch.cat(pooled, dim=-1)) * scale
 
+    @torch.enable_grad()
+    def count_parameters(self) -> int:
+        """Return the number of parameters that nets of this spec reach.
+
+        A role-tied network has maps for every role; those of roles that the architecture lacks (convolutions
+        in an MLP) are never touched, and no part of what it can learn from a zoo. Told by the gradient.
+        """
+        draws = torch.Generator().manual_seed(0)
+        like = next(self.parameters())
+        nets = {
+            name: torch.randn(2, *shape, generator=draws).to(like)
+            for name, shape in self.question.shapes.items()
+        }
+        found = self(nets)
+        answers = list(found.values()) if isinstance(found, dict) else [found]
+        trained = [p for p in self.parameters() if p.requires_grad]
+        total = torch.stack([answer.sin().sum() for answer in answers]).sum()
+        grads = torch.autograd.grad(total, trained, allow_unused=True)
+        return sum(int((grad != 0).sum()) for grad in grads if grad is not None)
+
     def _read(self, tensors: Tensors) -> FeatureBlocks:
-        return self.features(self.question.spec, tensors)
+        found = self.features(self.question.spec, tensors)
+        raw = found.plan.to_blocks(tensors)
+        both = [torch.cat(pair, dim=-1) for pair in zip(found.elements, raw, strict=True)]
+        return FeatureBlocks(found.plan, tuple(both), found.tensors)
 
 
 @reader("role_tied", "role-tied (ours)")
+@reader("role_tied_canonical", "role-tied + canonical", prepare="canonical")
 def role_tied(question: Question, width: int, generator: torch.Generator) -> RoleTied:
     """Build the role-tied network with a head over the spec's atoms."""
     return RoleTied(question, width, generator)
