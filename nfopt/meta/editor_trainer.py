@@ -143,7 +143,7 @@ class EditorTrainer:
         self.optimizer = torch.optim.AdamW(
             self.editor.parameters(), config.lr, weight_decay=config.weight_decay
         )
-        self.best = dict(self.average)
+        self.best = {name: value.clone() for name, value in self.average.items()}
         self.history: list[tuple[int, float]] = []
         self.identity = digest_of(
             {f"{i} {n}": t for i, nets in enumerate((*train, *val)) for n, t in nets.tensors.items()}
