@@ -20,6 +20,7 @@ from nfopt.recipe import (
     train_editor,
     train_mask,
     train_timm,
+    zoo,
 )
 from nfopt.recipe.job import JOBS, Job, JobResult, Recipe, RunContext, Table, job
 from nfopt.recipe.run import LoadedRecipe, Outcome, load_recipe, recipe_faults, run_recipe
@@ -57,4 +58,5 @@ __all__ = [
     "train_editor",
     "train_mask",
     "train_timm",
+    "zoo",
 ]

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from nfopt.data import load_data
+from nfopt.models import ModelError, build_model
 from nfopt.zoo import HyperRanges, Machine, Members, ZooError, binary_classifiers, classifiers, small_cnn
 
 RANGES = HyperRanges(steps=(11, 31), learning_rate=(1e-3, 1e-1))
@@ -67,7 +68,7 @@ def test_a_share_of_the_data_is_all_that_a_run_learns_from(digits):
 
 
 def test_convolutional_nets_have_a_group_for_each_layer_of_channels(digits):
-    zoo = many(digits, Members.counted(2), lambda: small_cnn(1, 10, channels=(3, 5, 7)))
+    zoo = many(digits, Members.counted(2), lambda: small_cnn((1, 8, 8), 10, channels=(3, 5, 7)))
     assert [atom.size for atom in zoo.spec.groups.values()] == [3, 5, 7]
     assert zoo.tensors["2.weight"].shape == (4, 5, 3, 3, 3)
 
@@ -122,3 +123,10 @@ def test_checkpoints_without_sense_are_refused(digits, options, message):
 def test_ranges_without_sense_are_refused(ranges):
     with pytest.raises(ZooError, match=next(iter(ranges))):
         HyperRanges(**ranges)
+
+
+def test_the_small_cnn_is_a_model_by_name_with_the_published_number_of_parameters():
+    model = build_model("small-cnn", (1, 32, 32), 10)
+    assert sum(p.numel() for p in model.parameters()) == 4970  # Unterthiner et al. 2020, grey images
+    with pytest.raises(ModelError, match="relu, tanh"):
+        small_cnn((1, 8, 8), 10, activation="sine")

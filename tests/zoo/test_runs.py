@@ -17,7 +17,7 @@ def mlp():
 
 
 def cnn():
-    return small_cnn(2, 4, channels=(3, 5), activation="tanh")
+    return small_cnn((2, 3, 3), 4, channels=(3, 5), activation="tanh")
 
 
 def split(count, seed):

@@ -64,7 +64,7 @@ MODELS = {
         (3,),
     ),
     "residual": (Residual, (3,)),
-    "cnn": (lambda: small_cnn(2, 3, channels=(5, 7)), (2, 5, 5)),
+    "cnn": (lambda: small_cnn((2, 5, 5), 3, channels=(5, 7)), (2, 5, 5)),
     "flattened": (flattened_cnn, (2, 5, 5)),
     "concatenated": (concatenated, (3,)),
     "siren": (lambda: Siren(SirenConfig(3, (7, 5))), (3,)),
