@@ -162,7 +162,7 @@ def test_the_statistics_are_those_of_each_tensor():
 
 
 def test_parameters_of_roles_that_the_nets_lack_do_not_count_and_change_no_answer():
-    network, nets = made("role_tied"), random_nets(SPEC, 5)
+    network, nets = made("role_tied_readout"), random_nets(SPEC, 5)
     answer = network(nets)
     answer.square().sum().backward()
     reached = 0

@@ -68,12 +68,7 @@ class RoleTied(WeightReader):
 
     def forward(self, tensors: Tensors) -> Tensor | dict[str, Tensor]:
         """Return what is read off each net."""
-        raw = self._read(tensors)
-        elements = tuple(
-            scale(values) for scale, values in zip(self.element_scales, raw.elements, strict=True)
-        )
-        standard = self.tensor_scale(raw.tensors.flatten(1)).view_as(raw.tensors)
-        found = self.network(FeatureBlocks(raw.plan, elements, standard))
+        found = self.network(self._standardised(tensors))
         scale = self.question.output_scale
         if self.question.head == "equivariant":
             return {name: values[..., 0] * scale for name, values in found.elements.items()}
@@ -100,12 +95,20 @@ class RoleTied(WeightReader):
             name: torch.randn(2, *shape, generator=draws).to(like)
             for name, shape in self.question.shapes.items()
         }
-        found = self(nets)
-        answers = list(found.values()) if isinstance(found, dict) else [found]
-        trained = [p for p in self.parameters() if p.requires_grad]
-        total = torch.stack([answer.sin().sum() for answer in answers]).sum()
-        grads = torch.autograd.grad(total, trained, allow_unused=True)
-        return sum(int((grad != 0).sum()) for grad in grads if grad is not None)
+        found = self.network(self._standardised(nets))
+        said = [*found.elements.values(), *found.neurons.values(), found.readout]
+        total = torch.stack([values.sin().sum() for values in said]).sum()
+        grads = torch.autograd.grad(total, list(self.network.parameters()), allow_unused=True)
+        reached = sum(int((grad != 0).sum()) for grad in grads if grad is not None)
+        return reached + (0 if self.head is None else sum(p.numel() for p in self.head.parameters()))
+
+    def _standardised(self, tensors: Tensors) -> FeatureBlocks:
+        raw = self._read(tensors)
+        elements = tuple(
+            scale(values) for scale, values in zip(self.element_scales, raw.elements, strict=True)
+        )
+        standard = self.tensor_scale(raw.tensors.flatten(1)).view_as(raw.tensors)
+        return FeatureBlocks(raw.plan, elements, standard)
 
     def _read(self, tensors: Tensors) -> FeatureBlocks:
         found = self.features(self.question.spec, tensors)
