@@ -113,7 +113,7 @@ def orthogonal(
     A convolution kernel is read as one matrix of outputs x (inputs x kernel positions).
     """
     directions: list[Tensor] = list(momenta)
-    for members in _equal_shapes(layouts):
+    for members in equal_shapes(layouts):
         matrices = [layouts[i].to_matrix(momenta[i]).flatten(-2) for i in members]
         stack = torch.stack(matrices, dim=-3) if len(members) > 1 else matrices[0].unsqueeze(-3)
         stack = unit_rms(orthogonalise(stack), 2)
@@ -123,7 +123,8 @@ def orthogonal(
     return directions
 
 
-def _equal_shapes(layouts: list[MatrixLayout]) -> list[list[int]]:
+def equal_shapes(layouts: list[MatrixLayout]) -> list[list[int]]:
+    """Return the positions of layouts in groups that have the same matrices."""
     groups: dict[tuple[int, int], list[int]] = {}
     for i, layout in enumerate(layouts):
         groups.setdefault((layout.out_size, layout.in_size * layout.rest_size), []).append(i)

@@ -7,26 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from nfopt.optim import directions, observations
-from nfopt.optim.moments import Moments
+from nfopt.optim.moments import StepNumbers
 from nfopt.optim.observations import Pools, pool
 from nfopt.weightspace.incidence import MatrixLayout
 
 Tensors = Sequence[Float[Tensor, "..."]]
+MOST_ELEMENTS = 1 << 22  # in a batch of matrices: more would cost memory and bring nothing
 
 
 class Measurement(Protocol):
-    """The statistics of one step; the momenta's can be asked for once the gradients are folded in."""
+    """The statistics of one step; the momenta's follow once it is known how the gradients enter them."""
 
     @property
     def squares(self) -> Float[Tensor, "*batch tensors"]:
         """Mean squares of the gradients."""
         ...
 
-    def pools(self, moments: Moments) -> Pools:
+    def pools(self, numbers: StepNumbers) -> Pools:
         """Return the statistics of the weights and of the new momenta."""
         ...
 
@@ -40,6 +42,10 @@ class Holding(Protocol):
 
     def measure(self, weights: Tensors, grads: Tensors, slow: Tensors, fast: Tensors) -> Measurement:
         """Measure a step: weights, gradients, and the momenta before the step."""
+        ...
+
+    def groups(self, matrices: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the tensors' positions in groups that are worked on together: matrices, or others."""
         ...
 
     def orthogonal(self, momenta: Tensors, chosen: Sequence[int]) -> list[Tensor]:
@@ -70,8 +76,19 @@ class Whole:
         return observations.mean_products(grads, grads, self.layouts)
 
     def measure(self, weights: Tensors, grads: Tensors, slow: Tensors, fast: Tensors) -> "WholeMeasurement":
-        """Return what measures the momenta only when the step's gradients are in them."""
-        return WholeMeasurement(self.layouts, tuple(weights), self.squares(grads))
+        """Return what measures the momenta only when it is known how the step's gradients enter them."""
+        tensors = tuple(zip(weights, grads, slow, fast, strict=True))
+        return WholeMeasurement(self.layouts, tensors, self.squares(grads))
+
+    def groups(self, matrices: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return matrices of one shape, as many as are worth a batch, and every other tensor on its own."""
+        groups: list[tuple[int, ...]] = []
+        for members in directions.equal_shapes([self.layouts[i] for i in matrices]):
+            layout = self.layouts[matrices[members[0]]]
+            most = max(1, MOST_ELEMENTS // (layout.out_size * layout.in_size * layout.rest_size))
+            chosen = [matrices[i] for i in members]
+            groups += [tuple(chosen[k : k + most]) for k in range(0, len(chosen), most)]
+        return groups + [(i,) for i in range(len(self.layouts)) if i not in set(matrices)]
 
     def orthogonal(self, momenta: Tensors, chosen: Sequence[int]) -> list[Tensor]:
         """Orthogonalise tensors of one shape in one batch."""
@@ -94,14 +111,20 @@ class WholeMeasurement:
     """The statistics of one step of tensors that are all here."""
 
     layouts: tuple[MatrixLayout, ...]
-    weights: tuple[Tensor, ...]
+    tensors: tuple[tuple[Tensor, Tensor, Tensor, Tensor], ...]
     squares: Float[Tensor, "*batch tensors"]
 
-    def pools(self, moments: Moments) -> Pools:
-        """Measure the weights and the new momenta."""
-        weight, slow, fast = (
-            pool([t.square() for t in tensors], self.layouts)
-            for tensors in (self.weights, moments.slow, moments.fast)
-        )
-        product = observations.mean_products(moments.fast, moments.slow, self.layouts)
+    def pools(self, numbers: StepNumbers) -> Pools:
+        """Measure the weights and the new momenta, tensor by tensor: they are not kept."""
+        weight, slow, fast, products = [], [], [], []
+        for i, (tensors, layout) in enumerate(zip(self.tensors, self.layouts, strict=True)):
+            w, g, s, f = (tensor.to(self.squares.dtype) for tensor in tensors)
+            dims, one, rates = len(layout.shape), (layout,), numbers.rates
+            g = numbers.clean(g, i, dims)
+            s, f = numbers.fold(s, g, rates.slow, dims), numbers.fold(f, g, rates.fast, dims)
+            for found, tensor in ((weight, w), (slow, s), (fast, f)):
+                found.append(pool([tensor], one))
+            products.append(observations.mean_products([f], [s], one))
+        weight, slow, fast = (observations.joined(pooled) for pooled in (weight, slow, fast))
+        product = torch.cat(products, dim=-1)
         return Pools(weight, slow, fast, observations.cosines(product, fast.totals, slow.totals))

@@ -9,7 +9,7 @@ from torch import Tensor
 from nfopt.optim.decisions import DECISIONS
 from nfopt.optim.dtypes import common_work_dtype
 from nfopt.optim.guard_report import FIRST, LAST, marks_after
-from nfopt.optim.moments import SCALAR_STATE, SECOND, SKIPPED, STEP, TENSOR_STATE, initial_state
+from nfopt.optim.moments import SECOND, SKIPPED, STEP, TENSOR_STATE, initial_state
 from nfopt.optim.rounding import Rounding
 from nfopt.optim.rule import LearnedUpdateRule
 from nfopt.optim.sharded_tensors import like_parameter, placed_like
@@ -70,39 +70,45 @@ def complete(
             entry[DECISIONS] = entry[STEP].new_zeros(size)
 
 
-def keep(
-    state: OptimizerState,
-    params: Mapping[str, Tensor],
-    new: Mapping[str, Tensor],
-    step: int,
-    momentum_dtype: torch.dtype | None,
+def keep_momenta(
+    state: OptimizerState, params: Mapping[str, Tensor], new: Mapping[str, Tensor], rounding: Rounding
 ) -> None:
-    """Keep the new state, and note which step it was where the guard intervened.
+    """Keep the new momenta of some parameters.
+
+    Args:
+        state: the optimizer's.
+        params: the parameters, by name.
+        new: momenta by "<tensor name>/<quantity>".
+        rounding: how they are rounded.
+    """
+    for key, value in new.items():
+        name, quantity = key.rsplit("/", 1)
+        state[params[name]][quantity] = like_parameter(rounding(value), params[name])
+
+
+def keep_numbers(
+    state: OptimizerState, params: Mapping[str, Tensor], new: Mapping[str, Tensor], step: int
+) -> None:
+    """Keep the rest of the new state, and note which step it was where the guard intervened.
 
     Args:
         state: the optimizer's.
         params: the parameters of this step, by name.
-        new: their state after it, by "<tensor name>/<quantity>".
+        new: numbers, and decisions if there are fresh ones, by "<tensor name>/<quantity>".
         step: number of the step, counted from 1.
-        momentum_dtype: as in `fill`.
     """
     entries = {name: state[param] for name, param in params.items()}
     marks = marks_after(entries, new, step)
-    rounding = Rounding(momentum_dtype, step)
-    for name, param in params.items():
-        for key in TENSOR_STATE:
-            if (value := new.get(f"{name}/{key}")) is not None:
-                entries[name][key] = like_parameter(rounding(value), param)
-    # The numbers come as views of one vector; copied, each tensor keeps memory of its own. Decisions that
-    # are held are those of before.
-    copied = (*SCALAR_STATE, DECISIONS)
-    pairs = [(entry[key], new[f"{name}/{key}"]) for name, entry in entries.items() for key in copied]
-    pairs = [(old, value) for old, value in pairs if old is not value]
+    # The numbers come as views of one vector; copied, each tensor keeps memory of its own.
+    old, values = [], []
+    for key, value in new.items():
+        name, quantity = key.rsplit("/", 1)
+        old.append(entries[name][quantity])
+        values.append(value)
     for key, mark in zip((FIRST, LAST), marks, strict=True):
-        pairs += [(e[key], value) for e, value in zip(entries.values(), mark.unbind(), strict=True)]
-    torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-        [old for old, _ in pairs], [value for _, value in pairs]
-    )
+        old += [entry[key] for entry in entries.values()]
+        values += mark.unbind()
+    torch._foreach_copy_(old, values)  # pyright: ignore[reportPrivateImportUsage]
     if len(entries) < len(state):  # a step is skipped for all, those without a gradient included
         skipped = next(iter(entries.values()))[SKIPPED]
         for entry in state.values():

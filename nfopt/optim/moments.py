@@ -1,6 +1,6 @@
 """Moments: the running averages of the gradients, kept out of harm's way by the guard."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 from nfopt.optim import guard
 from nfopt.optim.decisions import DECISIONS, decisions_size
 from nfopt.optim.directions import MomentumRates, spread
-from nfopt.weightspace.incidence import MatrixLayout
 
 SLOW, FAST, SECOND = "slow", "fast", "second"
 STEP, USUAL, POWER, PEAK = "step", "usual_log_grad", "power", "peak_power"
@@ -21,28 +20,21 @@ SCALAR_STATE = (STEP, USUAL, POWER, PEAK, SKIPPED, DAMPED)
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Gradients and their averages after one more step, one entry per tensor.
+class StepNumbers:
+    """What one step does to the running averages: one number per tensor.
 
     Attributes:
-        grads: the gradients, clipped where anomalous, zero where the step is skipped.
-        slow: slow momentum.
-        fast: fast momentum.
-        second: second moment, or None for a tensor whose direction does not need it.
-        scalars: the new scalar state, by key, one number per tensor.
+        scalars: the new scalar state, by key.
         step: steps taken, this one included, at least 1.
         power: mean square of each gradient, averaged at the fast momentum's rate, without bias: it has to
             notice in time when a gradient vanishes.
         peak: the largest power since the first few steps.
         trust: how far the learned part is trusted.
-        factor: what the gradients were multiplied by: 1 as a rule, 0 in a skipped step.
+        factor: what the gradients are multiplied by: 1 as a rule, 0 in a skipped step.
         finite: whether all gradients of a copy are finite; else its step is skipped.
+        rates: the averages' decay rates.
     """
 
-    grads: list[Float[Tensor, "..."]]
-    slow: list[Float[Tensor, "..."]]
-    fast: list[Float[Tensor, "..."]]
-    second: list[Float[Tensor, "..."] | None]
     scalars: dict[str, Float[Tensor, "*batch tensors"]]
     step: Float[Tensor, "*batch tensors"]
     power: Float[Tensor, "*batch tensors"]
@@ -50,19 +42,29 @@ class Moments:
     trust: Float[Tensor, "*batch tensors"]
     factor: Float[Tensor, "*batch tensors"]
     finite: Bool[Tensor, "*batch"]
+    rates: MomentumRates
 
     def state(self, names: tuple[str, ...]) -> dict[str, Tensor]:
-        """Return the new state as a flat dictionary with keys "<tensor name>/<quantity>"."""
-        state: dict[str, Tensor] = {}
-        scalars = {key: values.unbind(-1) for key, values in self.scalars.items()}
-        for i, name in enumerate(names):
-            state[f"{name}/{SLOW}"] = self.slow[i]
-            state[f"{name}/{FAST}"] = self.fast[i]
-            if (second := self.second[i]) is not None:
-                state[f"{name}/{SECOND}"] = second
-            for key, values in scalars.items():
-                state[f"{name}/{key}"] = values[i]
-        return state
+        """Return the new scalar state as a flat dictionary with keys "<tensor name>/<quantity>"."""
+        return {
+            f"{name}/{key}": value
+            for key, values in self.scalars.items()
+            for name, value in zip(names, values.unbind(-1), strict=True)
+        }
+
+    def weight(self, rate: float) -> Float[Tensor, "*batch"]:
+        """Return the share of an average that this step's gradient replaces; 0 in a skipped step."""
+        return (1 - rate) * self.finite.to(self.factor.dtype)
+
+    def clean(self, grad: Float[Tensor, "..."], position: int, dims: int) -> Float[Tensor, "..."]:
+        """Return the gradient of the tensor at `position` as it enters: clipped, and 0 in a skipped step."""
+        return grad.nan_to_num(0.0, 0.0, 0.0) * spread(self.factor[..., position], dims)
+
+    def fold(
+        self, average: Float[Tensor, "..."], value: Float[Tensor, "..."], rate: float, dims: int
+    ) -> Float[Tensor, "..."]:
+        """Return a running average with this step's value in it."""
+        return torch.lerp(average, value, spread(self.weight(rate), dims))
 
 
 def looks_like_a_matrix(shape: Sequence[int]) -> bool:
@@ -88,27 +90,20 @@ def initial_state(
     return tensors | numbers | {DECISIONS: decisions}
 
 
-def accumulate(
-    grads: list[Float[Tensor, "..."]],
+def weigh(
     squares: Float[Tensor, "*batch tensors"],
     state: Mapping[str, Tensor],
     names: tuple[str, ...],
-    layouts: tuple[MatrixLayout, ...],
     rates: MomentumRates,
-    scaled: Collection[str],
-) -> Moments:
-    """Fold the gradients of one step into the running averages.
+) -> StepNumbers:
+    """Decide what the gradients of one step do to the running averages.
 
     Args:
-        grads: gradients in the state's dtype, one per tensor.
-        squares: their mean squares.
-        state: from `LearnedUpdateRule.init_state` or `Moments.state`.
+        squares: mean squares of the gradients.
+        state: from `LearnedUpdateRule.init_state` or the step before.
         names: the tensors.
-        layouts: their layouts.
         rates: the averages' decay rates.
-        scaled: names of the tensors that have a second moment.
     """
-    dims = [len(layout.shape) for layout in layouts]
     finite = squares.isfinite().all(dim=-1)
     done = finite.to(squares.dtype)
     before = {key: torch.stack([state[f"{n}/{key}"] for n in names], dim=-1) for key in SCALAR_STATE}
@@ -134,35 +129,13 @@ def accumulate(
         SKIPPED: before[SKIPPED] + (1 - done[..., None]),
         DAMPED: before[DAMPED] + done[..., None] * (trust < 1).to(done.dtype),
     }
-    kept = clip * done[..., None]
-    safe = [
-        grad.nan_to_num(0.0, 0.0, 0.0) * spread(factor, k)
-        for grad, factor, k in zip(grads, kept.unbind(-1), dims, strict=True)
-    ]
-
-    def averaged(key: str, rate: float) -> list[Tensor]:
-        weight = (1 - rate) * done
-        return [
-            torch.lerp(state[f"{n}/{key}"], g, spread(weight, k))
-            for n, g, k in zip(names, safe, dims, strict=True)
-        ]
-
-    weight = (1 - rates.second) * done
-    second = [
-        torch.lerp(state[f"{n}/{SECOND}"], g.square(), spread(weight, k)) if n in scaled else None
-        for n, g, k in zip(names, safe, dims, strict=True)
-    ]
-
-    return Moments(
-        grads=safe,
-        slow=averaged(SLOW, rates.slow),
-        fast=averaged(FAST, rates.fast),
-        second=second,
+    return StepNumbers(
         scalars=scalars,
         step=taken.clamp(min=1.0),
         power=unbiased,
         peak=scalars[PEAK],
         trust=trust,
-        factor=kept,
+        factor=clip * done[..., None],
         finite=finite,
+        rates=rates,
     )

@@ -17,7 +17,7 @@ from nfopt.optim.guard_report import GuardReport, read_report
 from nfopt.optim.moments import SKIPPED, STEP
 from nfopt.optim.parameters import check_range, flat_partition_error, named_parameter
 from nfopt.optim.restore import RULE_DIGEST, STEPS_TAKEN, check_saved_state
-from nfopt.optim.rounding import check_state_dtype
+from nfopt.optim.rounding import Rounding, check_state_dtype
 from nfopt.optim.rule import LearnedUpdateRule
 from nfopt.optim.rule_checkpoint import NOMINAL, read_rule
 from nfopt.optim.schedule import Schedule
@@ -191,12 +191,8 @@ class NFOptimizer(torch.optim.Optimizer):
         like = self.state[next(iter(params.values()))][STEP]
         factor = self.schedule.factor(taken)
         scale = torch.tensor([factor * lr for lr in self._option("lr", active)], dtype=like.dtype)
-        state = {
-            f"{n}/{k}": to_local(value).to(like.dtype)
-            for n, p in params.items()
-            for k, value in self.state[p].items()
-        }
-        proposal = rule.propose(
+        state = {f"{n}/{k}": to_local(value) for n, p in params.items() for k, value in self.state[p].items()}
+        plan = rule.plan(
             self._theta_for(rule, like),
             here,
             grads,
@@ -207,10 +203,15 @@ class NFOptimizer(torch.optim.Optimizer):
             decide=self._learned and taken % rule.config.cadence == 0,
             holding=distribution.holding(rule.incidence.layouts, list(params.values()), rule.config.rates),
         )
-        torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
-            list(here.values()), [proposal.updates[n] for n in here]
-        )
-        kept_state.keep(self.state, params, proposal.state, taken + 1, self._state_dtype)
+        rounding = Rounding(self._state_dtype, taken + 1)
+        for part in plan.parts(here, grads, state):
+            torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
+                [here[name] for name in part.updates], list(part.updates.values())
+            )
+            kept_state.keep_momenta(self.state, params, part.state, rounding)
+            for key in part.state:
+                del state[key]  # with it goes the old tensor's memory
+        kept_state.keep_numbers(self.state, params, plan.state, taken + 1)
         for group in self.param_groups:
             group[STEPS_TAKEN] = taken + 1
         self._say_when_skipped(taken, grads)

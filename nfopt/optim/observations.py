@@ -3,7 +3,7 @@
 Tensors may have leading dimensions, in which copies of the model lie side by side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nfopt.nn.tokens import mean_into
 from nfopt.optim.directions import TINY, MomentumRates, total_mean
-from nfopt.optim.moments import Moments
+from nfopt.optim.moments import StepNumbers
 from nfopt.symmetry import Axis, PermutationSpec
 from nfopt.symmetry.axes import atoms_of
 from nfopt.weightspace.incidence import Incidence, MatrixLayout
@@ -57,12 +57,12 @@ class Pooled:
     totals: Float[Tensor, "*batch tensors"]
 
 
-def pool(squares: list[Float[Tensor, "..."]], layouts: tuple[MatrixLayout, ...]) -> Pooled:
+def pool(tensors: Iterable[Float[Tensor, "..."]], layouts: tuple[MatrixLayout, ...]) -> Pooled:
     """Average the squares of every tensor over rows, columns and everything."""
     pieces: list[Tensor] = []
     totals: list[Tensor] = []
-    for square, layout in zip(squares, layouts, strict=True):
-        dims = len(layout.shape)
+    for tensor, layout in zip(tensors, layouts, strict=True):
+        dims, square = len(layout.shape), tensor.square()
         batch = square.shape[: square.dim() - dims]
         rows = _mean_but(square, layout.out_dims, dims)
         totals.append(total_mean(rows, dims))
@@ -70,6 +70,14 @@ def pool(squares: list[Float[Tensor, "..."]], layouts: tuple[MatrixLayout, ...])
         if layout.in_dims:
             pieces.append(_mean_but(square, layout.in_dims, dims).reshape(*batch, layout.in_size))
     return Pooled(torch.cat(pieces, dim=-1), torch.stack(totals, dim=-1))
+
+
+def joined(parts: Sequence[Pooled]) -> Pooled:
+    """Return the statistics of several sets of tensors as those of one."""
+    return Pooled(
+        torch.cat([part.entries for part in parts], dim=-1),
+        torch.cat([part.totals for part in parts], dim=-1),
+    )
 
 
 def _mean_but(tensor: Float[Tensor, "..."], kept: tuple[int, ...], dims: int) -> Float[Tensor, "..."]:
@@ -130,24 +138,24 @@ class Observed:
     Attributes:
         pools: statistics of the weights and of the momenta.
         alive: from `directions.liveness`; what is read off a gradient of rounding noise counts as 0.
-        moments: the averages of the gradients, this step's included.
+        numbers: the step's, per tensor.
         progress: share of the training done, in (0, 1].
     """
 
     pools: Pools
     alive: Float[Tensor, "*batch tensors"]
-    moments: Moments
+    numbers: StepNumbers
     progress: Float[Tensor, ""]
 
     @property
     def step(self) -> Float[Tensor, "*batch tensors"]:
         """Steps taken, this one included."""
-        return self.moments.step
+        return self.numbers.step
 
     @property
     def decline(self) -> Float[Tensor, "*batch tensors"]:
         """Power of the gradient as a share of its largest so far."""
-        return self.moments.power / self.moments.peak.clamp(min=TINY)
+        return self.numbers.power / self.numbers.peak.clamp(min=TINY)
 
 
 def features(
@@ -201,7 +209,7 @@ def features(
 
 
 def mean_products(
-    first: Sequence[Tensor], second: Sequence[Tensor], layouts: tuple[MatrixLayout, ...]
+    first: Iterable[Tensor], second: Iterable[Tensor], layouts: tuple[MatrixLayout, ...]
 ) -> Float[Tensor, "*batch tensors"]:
     """Return the mean of the products of the elements of two lists of tensors, pair by pair."""
     found = []

@@ -25,14 +25,15 @@ from nfopt.nn.tokens import TokenNetwork
 from nfopt.optim import directions, observations
 from nfopt.optim.controls import CONTROL_NAMES, Controls, controls_of
 from nfopt.optim.decisions import DECISIONS, Decisions, Packing
-from nfopt.optim.directions import MomentumRates, spread
+from nfopt.optim.directions import MomentumRates
 from nfopt.optim.dtypes import common_work_dtype
 from nfopt.optim.holding import Holding, Whole
-from nfopt.optim.moments import MOMENTA, STEP, Moments, accumulate, initial_state
+from nfopt.optim.moments import MOMENTA, STEP, initial_state, weigh
 from nfopt.optim.observations import ENTRY_FEATURES, TENSOR_FEATURES, Observed
+from nfopt.optim.plan import Plan
 from nfopt.optim.schedule import linear_schedule
 from nfopt.symmetry import PermutationSpec
-from nfopt.weightspace.incidence import Incidence, MatrixLayout, Side, build_incidence
+from nfopt.weightspace.incidence import Incidence, MatrixLayout, build_incidence
 
 MATRIX_ROLES = ("linear", "conv", "recurrent", "other")
 
@@ -111,6 +112,7 @@ class LearnedUpdateRule:
         self._static = observations.static_features(spec, self.incidence, self.matrices)
         self._units = torch.tensor([self._weight_unit(n) for n in self.names], dtype=torch.float64)
         self._steps = torch.tensor([self._nominal_step(n) for n in self.names], dtype=torch.float64)
+        self._matrix_positions = tuple(i for i, n in enumerate(self.names) if n in self.matrices)
         self._is_matrix = torch.tensor([float(n in self.matrices) for n in self.names], dtype=torch.float64)
         self._decay = torch.full_like(self._units, self.config.weight_decay)
 
@@ -155,13 +157,31 @@ class LearnedUpdateRule:
         grads: Mapping[str, Tensor],
         state: Mapping[str, Tensor],
         progress: Float[Tensor, ""],
+        **options: Any,
+    ) -> Proposal:
+        """Return `plan`, carried out: it takes the same arguments."""
+        plan = self.plan(theta, params, grads, state, progress, **options)
+        updates: dict[str, Tensor] = {}
+        after = {**state, **plan.state}
+        for part in plan.parts(params, grads, state):
+            updates |= part.updates
+            after |= part.state
+        return Proposal({name: updates[name] for name in self.names}, after, plan.controls)
+
+    def plan(
+        self,
+        theta: Mapping[str, Tensor],
+        params: Mapping[str, Tensor],
+        grads: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        progress: Float[Tensor, ""],
         *,
         step_scale: Float[Tensor, " tensors"] | None = None,
         weight_decay: Sequence[float] | None = None,
         decide: bool = True,
         holding: Holding | None = None,
-    ) -> "Proposal":
-        """Propose one step.
+    ) -> Plan:
+        """Decide one step.
 
         All of theta, params, grads and state may have the same leading dimensions: one copy each.
 
@@ -169,7 +189,7 @@ class LearnedUpdateRule:
             theta: the network's weights, from `init_theta` or a checkpoint.
             params: the parameters, by name.
             grads: their gradients, of the same shapes.
-            state: from `init_state` or the previous call.
+            state: from `init_state` or the previous step.
             progress: share of the training done with this step, in (0, 1].
             step_scale: factor on each tensor's step size; default: the built-in schedule at `progress`.
             weight_decay: one per tensor, in place of the config's; it acts on matrices only.
@@ -182,40 +202,36 @@ class LearnedUpdateRule:
         work = common_work_dtype(params[n].dtype for n in self.names)
         self._move_to(params[self.names[0]].device, work)
         holding = self._whole if holding is None else holding
-        weights = [params[n].to(work) for n in self.names]
-        slow, fast = ([state[f"{n}/{key}"] for n in self.names] for key in MOMENTA)
         gradients = [grads[n].to(work) for n in self.names]
-        measured = holding.measure(weights, gradients, slow, fast) if decide else None
-        moments = accumulate(
-            gradients,
-            holding.squares(gradients) if measured is None else measured.squares,
-            state,
-            self.names,
-            self.incidence.layouts,
-            self.config.rates,
-            self.scaled,
-        )
-        alive = directions.liveness(moments.power, moments.peak)
+        measured = None
+        if decide:
+            weights = [params[n].to(work) for n in self.names]
+            slow, fast = ([state[f"{n}/{key}"] for n in self.names] for key in MOMENTA)
+            measured = holding.measure(weights, gradients, slow, fast)
+        squares = holding.squares(gradients) if measured is None else measured.squares
+        numbers = weigh(squares, state, self.names, self.config.rates)
+        alive = directions.liveness(numbers.power, numbers.peak)
         decisions, kept = self.packing.read(state), {}
         if measured is not None:
-            seen = Observed(measured.pools(moments), alive, moments, progress[..., None])
-            decisions = self._decide(theta, seen).where(moments.finite, decisions)
+            seen = Observed(measured.pools(numbers), alive, numbers, progress[..., None])
+            decisions = self._decide(theta, seen).where(numbers.finite, decisions)
             kept = self.packing.write(decisions)
-        trust = moments.trust
+        trust = numbers.trust
         entry_trust = trust.index_select(-1, self.incidence.entry_tensor)
         controls = controls_of(decisions.tensors, decisions.entries, trust, entry_trust)
-        moves = self._directions(moments, controls, holding)
 
         scale = linear_schedule(progress)[..., None] if step_scale is None else step_scale
-        scale = torch.where(moments.finite[..., None], scale, torch.zeros_like(scale)).to(work)
-        sizes = scale * alive * self._steps * torch.exp(controls.log_step)
+        scale = torch.where(numbers.finite[..., None], scale, torch.zeros_like(scale)).to(work)
         decay = self._decay if weight_decay is None else torch.tensor(weight_decay).to(self._decay)
-        shrink = scale * self._is_matrix * self.config.matrix_step * decay * torch.exp(controls.log_decay)
-        updates = self._scale(moves, weights, controls.gain, sizes, shrink, holding)
-        return Proposal(
-            {n: u.to(params[n].dtype) for n, u in zip(self.names, updates, strict=True)},
-            {**state, **moments.state(self.names), **kept},
-            controls,
+        return Plan(
+            incidence=self.incidence,
+            matrices=self._matrix_positions,
+            numbers=numbers,
+            controls=controls,
+            sizes=scale * alive * self._steps * torch.exp(controls.log_step),
+            shrink=scale * self._is_matrix * self.config.matrix_step * decay * torch.exp(controls.log_decay),
+            state={**numbers.state(self.names), **kept},
+            holding=holding,
         )
 
     def _decide(self, theta: Mapping[str, Tensor], seen: Observed) -> Decisions:
@@ -226,62 +242,6 @@ class LearnedUpdateRule:
         network = {key: value.to(entries.dtype) for key, value in theta.items()}
         outputs, entry_outputs = self.network(network, self.incidence, entries, tensors)
         return Decisions(torch.tanh(outputs), torch.tanh(entry_outputs))
-
-    def _directions(self, moments: Moments, controls: Controls, holding: Holding) -> list[Tensor]:
-        """Return each tensor's direction, at RMS 1."""
-        weights = directions.lookahead_weights(controls.fast_share, moments.step, self.config.rates)
-        slow, fast, grad = (w.unbind(-1) for w in weights)
-        dims = [len(layout.shape) for layout in self.incidence.layouts]
-        found = [
-            torch.addcmul(
-                torch.addcmul(spread(slow[i], k) * moments.slow[i], moments.fast[i], spread(fast[i], k)),
-                moments.grads[i],
-                spread(grad[i], k),
-            )
-            for i, k in enumerate(dims)
-        ]
-        matrices = [i for i, second in enumerate(moments.second) if second is None]
-        turned = holding.orthogonal([found[i] for i in matrices], matrices)
-        second = {i: second for i, second in enumerate(moments.second) if second is not None}
-        scaled = holding.adam([found[i] for i in second], list(second.values()), list(second))
-        for i, direction in zip([*matrices, *second], [*turned, *scaled], strict=True):
-            found[i] = direction
-        return found
-
-    def _scale(
-        self,
-        moves: list[Tensor],
-        weights: list[Tensor],
-        gain: Tensor,
-        sizes: Tensor,
-        shrink: Tensor,
-        holding: Holding,
-    ) -> list[Tensor]:
-        """Return the updates: directions with step sizes and gains, and the decoupled weight decay."""
-        updates = []
-        by_tensor = zip(sizes.unbind(-1), shrink.unbind(-1), strict=True)
-        for i, (size, decay) in enumerate(by_tensor):
-            name, layout = self.names[i], self.incidence.layouts[i]
-            k = len(layout.shape)
-            rows = -spread(size, k) * holding.cut(self._gain(gain, name, "out", layout.out_dims), i)
-            update = moves[i] * rows
-            if name not in self.matrices:
-                columns = self._gain(gain, name, "in", layout.in_dims) if layout.in_dims else None
-                updates.append(update if columns is None else update * holding.cut(columns, i))
-                continue
-            columns = holding.cut(self._gain(gain, name, "in", layout.in_dims), i)
-            updates.append(torch.addcmul(weights[i] * -spread(decay, k), update, columns))
-        return updates
-
-    def _gain(self, gain: Tensor, name: str, side: Side, dims: tuple[int, ...]) -> Tensor:
-        """Return the gains of a tensor's rows or columns, shaped to multiply it."""
-        values = gain[..., self.incidence.slices[name, side]]
-        full = self.layouts[name].shape
-        shape = [n if d in dims else 1 for d, n in enumerate(full)]
-        table = values.reshape((*gain.shape[:-1], *shape))
-        # Repeated over the kernel positions, where a product runs over contiguous elements.
-        repeated = [n if d > min(dims) else 1 for d, n in enumerate(full)] if dims and min(dims) else []
-        return table.expand(*gain.shape[:-1], *map(max, shape, repeated)).contiguous() if repeated else table
 
     def _nominal_step(self, name: str) -> float:
         if not self._has_fan_in(name):

@@ -44,8 +44,14 @@ class Sharded:
         """Measure a step with one all-reduce; with none where nothing is cut."""
         if all(shard is None for shard in self.shards):
             return Whole(self.layouts).measure(weights, grads, slow, fast)
+        slow, fast = ([t.to(g.dtype) for t, g in zip(some, grads, strict=True)] for some in (slow, fast))
         tensors = {"weight": weights, "grad": grads, "slow": slow, "fast": fast}
         return measure(tensors, self.layouts, self.shards, self.group, self.rates)
+
+    def groups(self, matrices: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return all matrices, which are exchanged at once, and all other tensors."""
+        others = tuple(i for i in range(len(self.layouts)) if i not in set(matrices))
+        return [group for group in (tuple(matrices), others) if group]
 
     def orthogonal(self, momenta: Tensors, chosen: Sequence[int]) -> list[Tensor]:
         """Orthogonalise each matrix on one rank, the work being balanced, and hand the slices back."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nfopt.optim import observations
 from nfopt.optim.directions import MomentumRates
-from nfopt.optim.moments import Moments
+from nfopt.optim.moments import StepNumbers
 from nfopt.optim.observations import Pooled, Pools
 from nfopt.weightspace.incidence import MatrixLayout
 
@@ -63,11 +63,11 @@ class ShardedMeasurement:
     entry_tensor: Tensor
     rates: MomentumRates
 
-    def pools(self, moments: Moments) -> Pools:
+    def pools(self, numbers: StepNumbers) -> Pools:
         """Return the statistics of the new momenta, from those before the step."""
-        done = moments.finite.to(self.squares.dtype)
-        clean = {key: _where(moments.finite, pooled) for key, pooled in self.pooled.items()}
-        totals = moments.factor
+        done = numbers.finite.to(self.squares.dtype)
+        clean = {key: _where(numbers.finite, pooled) for key, pooled in self.pooled.items()}
+        totals = numbers.factor
         entries = totals.index_select(-1, self.entry_tensor)
 
         def after(key: str, rate: float) -> Pooled:
