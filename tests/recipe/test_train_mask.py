@@ -66,7 +66,7 @@ def test_every_kind_of_fault_is_found(tmp_path, override, part):
     assert part in str(faults[0])
 
 
-@pytest.mark.parametrize("name", ["train_mask", "train_mask_smoke"])
+@pytest.mark.parametrize("name", ["train_mask", "train_mask_smoke", "train_mask_pointwise", "train_mask_at_init"])
 def test_the_recipes_that_come_along_have_no_faults(name):
     file = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"
     assert "imitate" in "\n".join(load_recipe(file).plan())

@@ -9,13 +9,19 @@ from torch import Tensor, nn
 
 from nfopt.checkpoints import Checkpoint, load_checkpoint
 from nfopt.errors import CheckpointError, PruningError
-from nfopt.nn.metanet import RoleTiedConfig, RoleTiedNetwork
+from nfopt.nn.metanet import RoleTiedConfig, RoleTiedNetwork, RoleTiedOutput
+from nfopt.nn.roles import ROLES, RoleLinear, gate, role_index
 from nfopt.pruning.neural.look_ahead import LR, STEPS
 from nfopt.pruning.neural.mask_inputs import FEATURES, TENSOR_INPUTS, MaskInputs
+from nfopt.weightspace import FeatureBlocks
 
 CHECKPOINT_KIND = "pruning-mask"
 MOST = 6.0
-"""Bound of both residuals, in nats: no input, however strange, can do more than that."""
+"""Bound of the ranking, in nats, before it is centred."""
+MOST_SHARE = 1.5
+"""Bound of the allocation, in nats: so little that the flow, which rises as a layer empties, can outdo it."""
+LARGEST_INPUT = 2.0
+"""Bound of the tensors' inputs: deep nets have layers further apart than any that was learned from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,8 @@ class MaskNetworkConfig:
         look_ahead_steps: steps of Adam on the given batches whose outcome the network reads.
         look_ahead_lr: their learning rate.
         rounds: rounds of scoring and pruning, as for SynFlow.
+        pointwise: True lets every weight be judged by its own features and its tensor's alone (the ablation
+            of the exchange between neurons).
     """
 
     channels: int = 16
@@ -37,9 +45,10 @@ class MaskNetworkConfig:
     look_ahead_steps: int = STEPS
     look_ahead_lr: float = LR
     rounds: int = 30
+    pointwise: bool = False
 
     def __post_init__(self) -> None:
-        least = {"look_ahead_steps": 0}
+        least = {"look_ahead_steps": 0, "pointwise": 0}
         for name, value in asdict(self).items():
             if not value >= least.get(name, 1 if isinstance(value, int) else 0.0):
                 raise PruningError(f"MaskNetworkConfig.{name} is {value!r}, which is too small.")
@@ -50,8 +59,9 @@ class MaskProposal:
     """What the network says of each scored tensor.
 
     Attributes:
-        ranking: log factor on each weight's magnitude, of mean 0 over the tensor; within -MOST .. MOST.
-        allocation: log factor on the worth of all weights of a tensor; one number each.
+        ranking: log factor on each weight's magnitude, of mean 0 over the tensor; within -2 MOST .. 2 MOST.
+        allocation: log factor on the worth of all weights of a tensor; one number each, within
+            -MOST_SHARE .. MOST_SHARE.
     """
 
     ranking: Mapping[str, Tensor]
@@ -75,15 +85,11 @@ class MaskNetwork(nn.Module):
     def __init__(self, config: MaskNetworkConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        sizes = RoleTiedConfig.reading(
-            FEATURES,
-            element_outputs=1,
-            channels=config.channels,
-            element_channels=config.element_channels,
-            layers=config.layers,
-            output_scale=0.0,
+        self.ranking = (
+            PointwiseRanking(config.channels, generator)
+            if config.pointwise
+            else _exchanging(config, generator)
         )
-        self.ranking = RoleTiedNetwork(sizes, generator)
         self.gain = nn.Parameter(torch.ones(()))
         self.allocation = nn.Parameter(torch.zeros(len(TENSOR_INPUTS)))
 
@@ -97,19 +103,62 @@ class MaskNetwork(nn.Module):
         return {name: written[name].squeeze(-1) for name in inputs.names}
 
 
+class PointwiseRanking(nn.Module):
+    """The ablation without neurons: a gated perceptron for each role, over one weight's features.
+
+    Args:
+        channels: half the width of its hidden layer.
+        generator: source of the initial weights.
+    """
+
+    def __init__(self, channels: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        inputs, hidden = FEATURES.element_channels + FEATURES.tensor_channels + 1, 2 * channels
+        self.enter = RoleLinear(len(ROLES), inputs, 2 * hidden, generator)
+        self.element_out = RoleLinear(len(ROLES), hidden, 1, generator, scale=0.0)
+
+    def forward(self, features: FeatureBlocks) -> RoleTiedOutput:
+        """Return what is said of every element; nothing of neurons."""
+        blocks = []
+        for b, (block, values) in enumerate(zip(features.plan.blocks, features.elements, strict=True)):
+            role, values = role_index(block.role), values.to(self.enter.weight)
+            tensor = features.tensors[..., b, :].to(values)
+            tensor = torch.cat([tensor, torch.ones_like(tensor[..., :1])], dim=-1)
+            wide = tensor.reshape(*(1,) * len(block.dims), -1).expand(*values.shape[:-1], -1)
+            blocks.append(self.element_out(gate(self.enter(torch.cat([values, wide], dim=-1), role)), role))
+        return RoleTiedOutput(features.plan.from_blocks(blocks, channels=True), {}, features.tensors[..., :0])
+
+
+def _pointwise(config: MaskNetworkConfig, generator: torch.Generator | None) -> PointwiseRanking:
+    return PointwiseRanking(config.channels, generator)
+
+
+def _exchanging(config: MaskNetworkConfig, generator: torch.Generator | None) -> RoleTiedNetwork:
+    sizes = RoleTiedConfig.reading(
+        FEATURES,
+        element_outputs=1,
+        channels=config.channels,
+        element_channels=config.element_channels,
+        layers=config.layers,
+        output_scale=0.0,
+    )
+    return RoleTiedNetwork(sizes, generator)
+
+
 def weighed(
     inputs: MaskInputs, raw_ranking: Mapping[str, Tensor], gain: Tensor, allocation: Tensor
 ) -> MaskProposal:
     """Return the proposal of a raw ranking under a gain, and of the weights of the tensors' inputs."""
-    free = {name: bounded(gain * raw) for name, raw in raw_ranking.items()}
+    free = {name: bounded(gain * raw, MOST) for name, raw in raw_ranking.items()}
     ranking = {name: r - r.mean() if r.numel() else r for name, r in free.items()}
-    shares = bounded(inputs.tensors.to(allocation) @ allocation)
+    tensors = inputs.tensors.to(allocation).clamp(-LARGEST_INPUT, LARGEST_INPUT)
+    shares = bounded(tensors @ allocation, MOST_SHARE)
     return MaskProposal(ranking, dict(zip(inputs.names, shares, strict=True)))
 
 
-def bounded(x: Tensor) -> Tensor:
-    """Return MOST tanh(x / MOST)."""
-    return MOST * (x / MOST).tanh()
+def bounded(x: Tensor, most: float) -> Tensor:
+    """Return most tanh(x / most)."""
+    return most * (x / most).tanh()
 
 
 def network_checkpoint(network: MaskNetwork, card: Mapping[str, Any], name: str = "unsaved") -> Checkpoint:

@@ -18,7 +18,7 @@ from nfopt.pruning.neural import (
     read_model,
     read_network,
 )
-from nfopt.pruning.neural.mask_network import CHECKPOINT_KIND, MOST
+from nfopt.pruning.neural.mask_network import CHECKPOINT_KIND, MOST, MOST_SHARE
 from nfopt.pruning.prune import score_once
 from nfopt.pruning.scores import ScoreContext
 from nfopt.symmetry import trace_permutation_spec
@@ -101,6 +101,25 @@ def test_renumbered_neurons_renumber_the_ranking_and_leave_the_shares_alone():
     assert float(plain.ranking["0.weight"].std()) > 0.01
 
 
+def test_the_pointwise_ablation_is_equivariant_and_deaf_to_the_other_weights():
+    config = MaskNetworkConfig(channels=5, look_ahead_steps=0, rounds=3, pointwise=True)
+    model, order, network = mlp(dtype=torch.float64), torch.tensor([3, 1, 6, 0, 5, 2, 4]), loud(config)
+    plain, moved = proposal(network, model), proposal(network, renumbered(model, order))
+    torch.testing.assert_close(
+        moved.ranking["0.weight"], plain.ranking["0.weight"][order], rtol=1e-4, atol=1e-5
+    )
+    inputs = read_model(context(model), look_ahead_steps=0, look_ahead_lr=3e-3)
+    before = network.raw_ranking(inputs)["2.weight"].clone()
+    place = [block.tensor for block in inputs.features.plan.blocks].index("2.weight")
+    inputs.features.elements[place][0] += 1.0
+    after = network.raw_ranking(inputs)["2.weight"]
+    assert torch.equal(before[1:], after[1:]) and not torch.equal(before[0], after[0])
+    exchanging = loud()
+    heard = exchanging.raw_ranking(inputs)["2.weight"].clone()
+    inputs.features.elements[place][0] -= 1.0
+    assert not torch.equal(exchanging.raw_ranking(inputs)["2.weight"][1:], heard[1:])
+
+
 def test_a_network_that_is_tied_to_positions_would_be_found_out():
     model, order = mlp(dtype=torch.float64), torch.tensor([3, 1, 6, 0, 5, 2, 4])
     plain = proposal(loud(), model).ranking["0.weight"] + torch.arange(7.0)[:, None]
@@ -116,7 +135,7 @@ def test_what_the_heads_say_is_bounded_and_centred():
     for values in said.ranking.values():
         assert abs(float(values.mean())) < 1e-9
         assert float(values.abs().max()) <= 2 * MOST
-    assert all(abs(float(value)) <= MOST for value in said.allocation.values())
+    assert all(abs(float(value)) <= MOST_SHARE for value in said.allocation.values())
 
 
 def test_one_network_serves_other_widths_depths_and_kinds():
