@@ -149,13 +149,13 @@ def pictures(race: RaceRows, folder: Path) -> tuple[Path, ...]:
     """Draw accuracy against density, a picture for each heat, with the shuffled control of `ours`."""
     files = []
     for heat in race.heats:
-        lines = {
-            label: [list(race.of(heat, method, d).values()) for d in race.densities]
-            for method, label in race.labels.items()
-        }
-        shuffled = [list(race.of(heat, race.ours, d, "shuffled").values()) for d in race.densities]
-        if all(shuffled):
-            lines[f"{race.labels[race.ours]}, shuffled"] = shuffled
+        ways = {label: (method, "none") for method, label in race.labels.items()}
+        ways[f"{race.labels[race.ours]}, shuffled"] = (race.ours, "shuffled")
+        lines = {}
+        for label, (method, control) in ways.items():
+            found = [race.of(heat, method, d, control) for d in race.densities]
+            if all(found):
+                lines[label] = [[share / 100 for share in each.values()] for each in found]
         file = folder / f"accuracies-{heat}.png"
         count = len({row["seed"] for row in race.rows})
         plot_accuracies(file, race.densities, lines, f"{heat}: nets trained under masks, {count} seeds")
