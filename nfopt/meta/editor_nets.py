@@ -1,6 +1,6 @@
 """Nets to learn editing on: many of one architecture trained side by side, BatchNorm statistics and all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import cos, pi
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from nfopt.data import Split
 from nfopt.editing.editor import NetForward
+from nfopt.editing.editor.forward import statistics_names
 from nfopt.meta.seeds import generator
 from nfopt.progress import Progress, ProgressCallback, silent
 
@@ -55,28 +56,60 @@ def train_side_by_side(
         seed: of the batches.
         progress: hears of the steps.
     """
-    forward = NetForward(module, many=True)
     count = len(next(iter(initial.values())))
-    like = next(iter(initial.values()))
-    statistics = {f"{norm}.{kind}" for norm in forward.norms for kind in ("running_mean", "running_var")}
-    tensors = {name: t.detach().clone() for name, t in initial.items()}
-    trained = [t.requires_grad_(True) for name, t in tensors.items() if name not in statistics]
-    optimizer = torch.optim.Adam(trained, lr)
     draw = generator(seed, "batches")
-    ones = {norm: like.new_ones(count, 1) for norm in forward.norms}
-    for step in range(total_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * (1 + cos(pi * step / total_steps)) / 2
-        index = torch.randint(0, len(split), (count, batch_size), generator=draw).to(split.labels.device)
-        logits, _ = forward(tensors, split.images[index], ones)
-        # Summed over nets: each has the gradient of its own mean.
-        loss = functional.cross_entropy(logits.flatten(0, 1), split.labels[index].flatten(), reduction="sum")
-        optimizer.zero_grad()
-        (loss / batch_size).backward()
-        optimizer.step()
-        progress(Progress("train nets to edit", step + 1, total_steps))
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for step in range(total_steps):
+            index = torch.randint(0, len(split), (count, batch_size), generator=draw)
+            index = index.to(split.labels.device)
+            yield split.images[index], split.labels[index]
+            progress(Progress("train nets to edit", step + 1, total_steps))
+
+    forward = NetForward(module, many=True)
+    tensors = descend_side_by_side(forward, initial, batches(), total_steps=total_steps, lr=lr)
+    ones = _all_of_the_batch(forward, tensors)
     with torch.no_grad():
         index = torch.randperm(len(split), generator=draw)[:STATISTICS_IMAGES].to(split.labels.device)
         images = split.images[index].expand(count, *(-1,) * split.images.ndim)
         _, norms = forward(tensors, images, ones)
-    return {**{name: t.detach() for name, t in tensors.items()}, **norms.blended}
+    return {**tensors, **norms.blended}
+
+
+def descend_side_by_side(
+    forward: NetForward,
+    initial: Mapping[str, Float[Tensor, "nets ..."]],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    total_steps: int,
+    lr: float,
+) -> dict[str, Float[Tensor, "nets ..."]]:
+    """Return parameters after Adam, with cosine decay, on each net's own cross-entropy; statistics stay.
+
+    Args:
+        forward: the nets' forward pass; BatchNorm normalises by the batch.
+        initial: parameters and statistics.
+        batches: images [nets, images, ...] and labels [nets, images] of each step.
+        total_steps: their number.
+        lr: learning rate at the start.
+    """
+    statistics = {name for norm in forward.norms for name in statistics_names(norm)}
+    tensors = {name: t.detach().clone() for name, t in initial.items()}
+    trained = [t.requires_grad_(True) for name, t in tensors.items() if name not in statistics]
+    optimizer = torch.optim.Adam(trained, lr)
+    ones = _all_of_the_batch(forward, tensors)
+    for step, (images, labels) in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * (1 + cos(pi * step / total_steps)) / 2
+        logits, _ = forward(tensors, images, ones)
+        # Summed over nets: each has the gradient of its own mean.
+        loss = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        optimizer.zero_grad()
+        (loss / labels.shape[1]).backward()
+        optimizer.step()
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _all_of_the_batch(forward: NetForward, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    like = next(iter(tensors.values()))
+    return {norm: like.new_ones(len(like), 1) for norm in forward.norms}

@@ -197,7 +197,7 @@ def _tuning(
     found: dict[str, dict[str, Any]] = {}
     for images in recipe.images:
         found[str(images)] = {}
-        for key, entrant in recipe.methods.items():
+        for number, (key, entrant) in enumerate(recipe.methods.items()):
             grid = entrant.settings()
             stream = Stream(images, shots=recipe.shots)
             if len(grid) == 1:
@@ -208,7 +208,7 @@ def _tuning(
                 setting, means = tuned(arena, grid, recipe.tuning_domains, stream, recipe.seed, step)
                 return {"setting": setting, "tried": means}  # pyright: ignore[reportReturnType]
 
-            found[str(images)][key] = context.piece(f"tune-{images}-{key}", search)
+            found[str(images)][key] = context.piece(f"tune-{images}-{number}", search)
     return found
 
 
