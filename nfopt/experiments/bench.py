@@ -11,9 +11,8 @@ from nfopt.experiments.forward import forward_of, omega_of
 from nfopt.experiments.question import ExperimentError
 from nfopt.experiments.readers.reader import Preparation, Reader, check_readers
 from nfopt.experiments.tasks.task import Task
-from nfopt.experiments.views import renumbered
 from nfopt.progress import ProgressCallback, silent
-from nfopt.zoo import Zoo
+from nfopt.zoo import Permute, Zoo
 
 
 class Bench:
@@ -70,7 +69,7 @@ class Bench:
 
     def augment(self, reader: Reader) -> Augment | None:
         """Return how the nets of a batch are changed for a reader; None for not at all."""
-        return renumbered(self.zoo.spec) if reader.permutes else None
+        return Permute(self.zoo.spec) if reader.permutes else None
 
     def _changed(self, preparation: Preparation) -> Zoo:
         zoo = self.zoo

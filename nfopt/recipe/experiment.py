@@ -122,7 +122,7 @@ def plan_experiment(recipe: ExperimentRecipe) -> list[str]:
     count = each * len(recipe.readers) * len(recipe.sizes)
     nets = "" if recipe.train_nets is None else f" with {', '.join(map(str, recipe.train_nets))} nets"
     return [
-        f"the zoo: {recipe.zoo.described()}",
+        *recipe.zoo.plan(),
         f"{recipe.task.name}{nets}, by readers of about {recipe.parameters:,} parameters:",
         *(f"  {READERS[name].label}" for name in recipe.readers),
         f"{count} fits of {recipe.fit.total_steps} steps: {len(recipe.lrs)} learning rates with the first "
@@ -133,7 +133,7 @@ def plan_experiment(recipe: ExperimentRecipe) -> list[str]:
 @job("experiment", ExperimentRecipe, plan=plan_experiment)
 def run_experiment(recipe: ExperimentRecipe, context: RunContext) -> JobResult:
     """Compare networks that read the weights of nets on one question about a zoo."""
-    zoo = recipe.zoo.open(context)
+    zoo = recipe.zoo.open(context, recipe.device)
     context.note_data("zoo", zoo.digest)
     run = _Run(recipe, zoo, context)
     cells = [cell for nets in recipe.sizes for cell in run.cells(nets)]
@@ -141,7 +141,7 @@ def run_experiment(recipe: ExperimentRecipe, context: RunContext) -> JobResult:
         metric=run.bench.task.metric,
         higher_is_better=run.bench.task.higher_is_better,
         reference=recipe.compared_to,
-        title=f"{recipe.task.name} on {recipe.zoo.described()}",
+        title=f"{recipe.task.name} on {recipe.zoo.name}",
         cells=tuple(cells),
         exhibits=run.exhibits,
     )

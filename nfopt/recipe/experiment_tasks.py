@@ -7,10 +7,8 @@ from pydantic import Field, field_validator
 from nfopt.errors import NfoptError
 from nfopt.experiments.forward import omega_of
 from nfopt.experiments.tasks import IMAGE_EDITS, Classification, Editing, Embedding, Ranking, Regression, Task
-from nfopt.experiments.tasks.embedding import View
-from nfopt.experiments.views import noisy_and_masked
 from nfopt.recipe.strict import Fraction, NonNegative, Positive, Strict
-from nfopt.zoo import Zoo
+from nfopt.zoo import Compose, Mask, Noise, Zoo
 
 
 class ClassificationOptions(Strict):
@@ -59,8 +57,9 @@ class EmbeddingOptions(Strict):
 
     def build(self, zoo: Zoo) -> Task:
         """Return the task."""
-        view: View = noisy_and_masked(self.noise, self.mask)
-        return Embedding(view, self.facts, self.dimensions, self.temperature)
+        return Embedding(
+            Compose((Noise(self.noise), Mask(self.mask))), self.facts, self.dimensions, self.temperature
+        )
 
 
 class EditingOptions(Strict):

@@ -1,8 +1,7 @@
 """Self-supervised embedding of nets: two views of a net lie near each other, views of others do not."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -12,9 +11,8 @@ from torch.nn import functional as F
 from nfopt.experiments.question import ExperimentError, Forward, Question, Tensors
 from nfopt.experiments.tasks.regression import single
 from nfopt.experiments.tasks.task import Network, Task, answers
-from nfopt.zoo import SIDES, Zoo
+from nfopt.zoo import SIDES, Transform, Zoo, views
 
-View: TypeAlias = Callable[[Tensors, torch.Generator], Tensors]
 RIDGE = 1e-6
 
 
@@ -34,7 +32,7 @@ class Embedding(Task):
         temperature: of the loss.
     """
 
-    view: View
+    view: Transform
     facts: tuple[str, ...] = ("amplitude", "frequency")
     dimensions: int = 16
     temperature: float = 0.1
@@ -67,7 +65,7 @@ class Embedding(Task):
         self, network: Network, tensors: Tensors, targets: Mapping[str, Tensor], draws: torch.Generator
     ) -> Tensor:
         """Return the mean InfoNCE in nats, over both views."""
-        first, second = self.view(tensors, draws), self.view(tensors, draws)
+        first, second = views(self.view, tensors, draws)
         both = network({name: torch.cat([first[name], second[name]]) for name in tensors})
         return info_nce(both, self.temperature)
 
