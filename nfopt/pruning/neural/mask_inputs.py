@@ -108,7 +108,7 @@ def _tensor_inputs(
                 float(place == last),
             ]
         )
-    table = torch.tensor(rows, dtype=torch.float32)
+    table = torch.tensor(rows, dtype=torch.float32, device=weights[names[0]].device)
     return table - table.mean(0)
 
 

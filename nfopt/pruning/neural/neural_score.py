@@ -67,7 +67,7 @@ def propose(
     network: MaskNetwork, inputs: MaskInputs, ranking: bool = True, allocation: bool = True
 ) -> MaskProposal:
     """Return what a network says, a head that is off saying nothing."""
-    network = network.to(inputs.tensors.device) if inputs.tensors.device != _device(network) else network
+    network = network.to(inputs.tensors.device)
     with torch.no_grad():
         said = network(inputs)
     return MaskProposal(
@@ -115,11 +115,9 @@ class FlowRounds:
             for name, parameter in self._parameters.items():
                 parameter.copy_(self._magnitudes[name] * kept[name])
         found = synaptic_flow(self._model, self._parameters, self._example)
+        # A LayerNorm can make a flow negative: such weights come last, in SynFlow's order.
         return {
-            name: torch.where(v > 0, v.log(), _NO_FLOW) + self._allocation[name].to(v)
+            name: torch.where(v > 0, v.log(), _NO_FLOW - (-v).clamp(min=0).log1p())
+            + self._allocation[name].to(v)
             for name, v in found.items()
         }
-
-
-def _device(network: MaskNetwork) -> torch.device:
-    return network.allocation.device

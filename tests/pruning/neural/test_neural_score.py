@@ -61,6 +61,16 @@ def test_a_fresh_network_s_mask_is_synflow_s(density):
         assert ours == theirs
 
 
+def test_a_fresh_network_s_mask_is_synflow_s_also_where_a_norm_turns_the_flow_negative():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.ReLU(), nn.Linear(7, 3))
+    ours, theirs = (
+        prune(model, 0.4, s, rounds=r, batches=batches(), on_empty_layer="allow")
+        for s, r in ((neural_score(MaskNetwork(SMALL)), 1), ("synflow", SMALL.rounds))
+    )
+    assert ours == theirs
+
+
 def test_each_head_decides_its_own_thing_and_both_make_a_difference():
     model, network = mlp(dtype=torch.float64), loud()
     masks = {
