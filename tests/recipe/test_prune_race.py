@@ -122,7 +122,27 @@ def test_every_kind_of_fault_is_found(tmp_path, override, part):
     assert part in "\n".join(map(str, faults))
 
 
-@pytest.mark.parametrize("name", ["prune_ticket", "prune_ticket_smoke", "prune_ticket_resnet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prune_ticket",
+        "prune_ticket_mnist",
+        "prune_ticket_cnn",
+        "prune_ticket_resnet",
+        "prune_core",
+        "prune_core_cnn",
+        "prune_ticket_smoke",
+    ],
+)
 def test_the_recipes_that_come_along_have_no_faults(name):
     file = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"
     assert "masks by" in "\n".join(load_recipe(file).plan())
+
+
+@pytest.mark.slow
+def test_the_smoke_race_shows_the_learned_mask_ahead_of_its_rivals_and_its_shuffle(tmp_path):
+    file = Path(__file__).parents[2] / "recipes" / "prune_ticket_smoke.yaml"
+    outcome = run_recipe(load_recipe(file, [f"output={tmp_path / 'out'}", "device=cpu"]))
+    for verdict in outcome.result.results["verdicts"]["digits-mlp"].values():
+        assert verdict["against_best_rival"][0] > 2
+        assert verdict["against_shuffled"][0] > 2

@@ -66,7 +66,17 @@ def test_every_kind_of_fault_is_found(tmp_path, override, part):
     assert part in str(faults[0])
 
 
-@pytest.mark.parametrize("name", ["train_mask", "train_mask_smoke", "train_mask_pointwise", "train_mask_at_init"])
+@pytest.mark.parametrize(
+    "name", ["train_mask", "train_mask_smoke", "train_mask_pointwise", "train_mask_at_init"]
+)
 def test_the_recipes_that_come_along_have_no_faults(name):
     file = Path(__file__).parents[2] / "recipes" / f"{name}.yaml"
     assert "imitate" in "\n".join(load_recipe(file).plan())
+
+
+@pytest.mark.slow
+def test_the_smoke_recipe_teaches_a_network_that_predicts_survival(tmp_path):
+    file = Path(__file__).parents[2] / "recipes" / "train_mask_smoke.yaml"
+    outcome = run_recipe(load_recipe(file, [f"output={tmp_path / 'out'}"]))
+    for fit in outcome.result.results["imitation"].values():
+        assert fit["after"] < fit["before"]
