@@ -143,4 +143,4 @@ def touched(model: nn.Module, step: StepOptions, example: Tensor) -> str:
 
 def needs_labels(steps: Sequence[StepOptions]) -> bool:
     """Whether a step learns from labels."""
-    return any("labels" in METHODS[step.method].needs for step in steps)
+    return any("labels" in step.build().needs for step in steps)
