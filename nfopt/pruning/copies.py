@@ -1,6 +1,7 @@
 """Many masked copies of one net trained side by side in one batched program, on the same batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import cos, pi
 from pathlib import Path
@@ -82,7 +83,8 @@ class MaskedCopies:
         """Stack one start and one mask (None for a dense copy) per copy; the starts are not changed.
 
         Raises:
-            PruningError: there are none, their numbers differ, or a mask is not one of the net's.
+            PruningError: there are none, their numbers differ, a mask is not one of the net's, or one of
+                torch.nn.utils.prune holds the net already.
         """
         if not starts or len(starts) != len(masks):
             raise PruningError(
@@ -91,7 +93,12 @@ class MaskedCopies:
         for start, mask in zip(starts, masks, strict=True):
             if mask is not None:
                 mask.check_fits(start)
-        named = [prunable_parameters(start) for start in starts]
+        named = [dict(start.named_parameters()) for start in starts]
+        if named[0].keys() != prunable_parameters(starts[0]).keys():
+            raise PruningError(
+                "copies are made of nets that no mask of torch.nn.utils.prune holds; call remove_mask on "
+                "them first, and give the mask here."
+            )
         device = next(iter(named[0].values())).device
         params = {name: torch.stack([each[name].detach() for each in named]) for name in named[0]}
         stored = [dict(start.named_buffers()) for start in starts]
@@ -157,7 +164,8 @@ def train_copies(
     """Return the copies after training each under its own mask by cross-entropy.
 
     Every step of a copy is the step that AdamW would take on that copy alone: the copies share the program
-    and the batches, nothing else. Pruned weights and their momenta are zero throughout.
+    and the batches, nothing else. Pruned weights and their momenta are zero throughout. The net's mode and the
+    global random state stay as they were.
 
     Args:
         copies: the starts and the masks.
@@ -167,7 +175,7 @@ def train_copies(
         progress: hears how many steps are done.
         task: name in progress records.
     """
-    model, kept = copies.model.train(), copies.kept
+    model, kept = copies.model, copies.kept
     split = data.train.to(next(iter(copies.params.values())).device)
     params = {name: value.clone().requires_grad_() for name, value in copies.params.items()}
     buffers = {name: value.clone() for name, value in copies.buffers.items()}
@@ -176,15 +184,30 @@ def train_copies(
     if state_file is not None and state_file.is_file():
         step = _restore(load_state(state_file), params, buffers, optimizer)
     running = MaskedCopies(model, params, buffers, kept)
-    while step < config.total_steps:
-        if step % max(config.total_steps // 20, 1) == 0:
-            progress(Progress(task, step, config.total_steps, f"{copies.count} side by side"))
-        if state_file is not None and step and step % config.save_every == 0:
-            save_state(state_file, _snapshot(step, running, optimizer))
-        _take_step(step, running, split, optimizer, config)
-        step += 1
+    devices = [split.labels.device] if split.labels.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), _in_mode(model, training=True):
+        while step < config.total_steps:
+            if step % max(config.total_steps // 20, 1) == 0:
+                progress(Progress(task, step, config.total_steps, f"{copies.count} side by side"))
+            if state_file is not None and step and step % config.save_every == 0:
+                save_state(state_file, _snapshot(step, running, optimizer))
+            torch.manual_seed(config.seed * 1_000_003 + step)  # what is random inside the net (dropout)
+            _take_step(step, running, split, optimizer, config)
+            step += 1
     progress(Progress(task, step, config.total_steps, f"{copies.count} side by side"))
     return MaskedCopies(model, {name: p.detach() for name, p in params.items()}, buffers, kept)
+
+
+@contextmanager
+def _in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Have the model in training or evaluation mode, and afterwards, part by part, in the one it was in."""
+    before = {part: part.training for part in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for part, mode in before.items():
+            part.training = mode
 
 
 def _take_step(
@@ -214,11 +237,10 @@ def _take_step(
 
 def score_copies(copies: MaskedCopies, split: Split) -> list[CopyScore]:
     """Return loss and accuracy of every copy on a split, in evaluation mode."""
-    copies.model.eval()
     count, device = len(split), next(iter(copies.params.values())).device
     loss = torch.zeros(copies.count, dtype=torch.float64, device=device)
     right = torch.zeros_like(loss)
-    with torch.no_grad():
+    with torch.no_grad(), _in_mode(copies.model, training=False):
         for start in range(0, count, EVALUATED_IMAGES):
             part = split[torch.arange(start, min(start + EVALUATED_IMAGES, count))].to(device)
             outputs = copies.outputs(copies.params, copies.buffers, part.images)
@@ -226,7 +248,6 @@ def score_copies(copies: MaskedCopies, split: Split) -> list[CopyScore]:
             losses = functional.cross_entropy(outputs.movedim(-1, 1), labels, reduction="none")
             loss += losses.double().sum(1)
             right += (outputs.argmax(-1) == labels).double().sum(1)
-    copies.model.train()
     return [
         CopyScore(total / count, hits / count)
         for total, hits in zip(loss.tolist(), right.tolist(), strict=True)

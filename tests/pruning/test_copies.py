@@ -1,5 +1,6 @@
 """Copies trained side by side are the nets trained alone."""
 
+import copy
 from math import cos, pi
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional
 from nfopt.data import load_data
 from nfopt.errors import PruningError
 from nfopt.models import build_model
-from nfopt.pruning import keep_masked, prune
+from nfopt.pruning import apply_mask, keep_masked, prune
 from nfopt.pruning.copies import CopiesConfig, MaskedCopies, score_copies, train_copies
 from nfopt.training import batch_indices
 
@@ -102,8 +103,24 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path):
             assert torch.equal(value, resumed.state_of(i)[name]), name
 
 
+def test_the_net_s_mode_and_the_random_state_stay_and_dropout_is_the_seed_s():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.Dropout(0.5))
+    model[2].eval()
+    copies, state = MaskedCopies.of([model] * 2, [None] * 2), torch.get_rng_state()
+    first, second = (train_copies(copies, digits(), CONFIG) for _ in range(2))
+    score_copies(first, digits().val)
+    assert torch.equal(first.params["1.weight"], second.params["1.weight"])
+    assert not torch.equal(first.params["1.weight"][0], first.params["1.weight"][1])
+    assert torch.equal(state, torch.get_rng_state())
+    assert model.training and not model[2].training
+
+
 def test_bad_copies_are_refused():
     starts = nets("mlp")
+    held = copy.deepcopy(starts[0])
+    apply_mask(held, prune(held, 0.5))
+    with pytest.raises(PruningError, match="call remove_mask"):
+        MaskedCopies.of([held], [None])
     with pytest.raises(PruningError, match="as many masks as starts"):
         MaskedCopies.of(starts, [None])
     with pytest.raises(PruningError, match="another model"):
