@@ -164,8 +164,8 @@ def train_copies(
     """Return the copies after training each under its own mask by cross-entropy.
 
     Every step of a copy is the step that AdamW would take on that copy alone: the copies share the program
-    and the batches, nothing else. Pruned weights and their momenta are zero throughout. The net's mode and the
-    global random state stay as they were.
+    and the batches, nothing else. Pruned weights and their momenta are zero throughout. The net's mode
+    and the global random state stay as they were.
 
     Args:
         copies: the starts and the masks.
