@@ -31,7 +31,7 @@ class EditorConfig:
     """
 
     rounds: int = 3
-    source_count: float = 16.0
+    source_count: float = 1.0
     blend: float = 4.0
     free: float = 0.05
     rescale: float = 0.1
