@@ -243,10 +243,11 @@ def _loaded(options: str, grey: bool) -> ImageData:
     data = DataOptions.model_validate_json(options).load()
     if not grey or data.in_shape[0] != 3:
         return data
-    splits = {side: _grey(getattr(data, side)) for side in ("train", "val", "test")}
+    splits = {side: in_grey(getattr(data, side)) for side in ("train", "val", "test")}
     return replace(data, **splits)
 
 
-def _grey(split: Split) -> Split:
+def in_grey(split: Split) -> Split:
+    """Return a split of red, green and blue images as one of their brightness."""
     weights = split.images.new_tensor(LUMA).view(1, 3, 1, 1)
     return replace(split, images=(split.images * weights).sum(1, keepdim=True))

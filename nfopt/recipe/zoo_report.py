@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from nfopt.atomic import replacing
@@ -137,6 +138,7 @@ def _accuracies(zoo: Zoo) -> Figure:
     colours = [COLOURS[k % len(COLOURS)] for k in range(len(shares))]
     cells[0].hist(groups, bins=bins, stacked=True, label=labels, color=colours)
     cells[0].set(xlabel="test accuracy (%)", ylabel="nets")
+    cells[0].yaxis.set_major_locator(MaxNLocator(integer=True))
     if len(shares) > 1:
         cells[0].legend(frameon=False, fontsize=8)
     if drawn:

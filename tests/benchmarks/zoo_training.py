@@ -6,9 +6,9 @@
 Every row trains the same nets by the same protocol to the same steps: in a loop (module, autograd,
 torch.optim), stacked (torch.func.vmap over the module, autograd, torch.optim over the stacked parameters) and
 as `nfopt.zoo` does. Times are per net and optimizer step, the contestants interleaved, the best of some
-repetitions: seconds of the clock, and of processors. Nets that are done early are not part of it: all take the
-same steps, which is what a loop does best. Other work on the machine costs the side-by-side ways most, since
-they live from the caches; measure on a quiet one.
+repetitions: seconds of the clock, and of processors. Nets that are done early are not part of it: all take
+the same steps, which is what a loop does best. Other work on the machine costs the side-by-side ways most,
+since they live from the caches; measure on a quiet one.
 """
 
 import argparse

@@ -115,3 +115,14 @@ def test_waves_without_sense_are_refused(options, message):
 def test_a_zoo_without_nets_is_refused():
     with pytest.raises(ZooError, match="at least one net"):
         Members.counted(0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_nets_fitted_on_a_gpu_are_those_of_the_cpu(digits):
+    fit = replace(FIT, max_steps=11)
+    on_cpu = images(digits, Members.counted(5, 3, 2), fit=fit)
+    on_gpu = images(digits, Members.counted(5, 3, 2), fit=fit, machine=Machine("cuda", lanes=4))
+    for name, tensor in on_cpu.tensors.items():
+        assert on_gpu.tensors[name].device.type == "cpu"
+        torch.testing.assert_close(on_gpu.tensors[name], tensor, rtol=0, atol=1e-3)

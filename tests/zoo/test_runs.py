@@ -163,3 +163,15 @@ def test_a_model_with_statistics_is_refused():
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
     with pytest.raises(ZooError, match="BatchNorm"):
         train_runs(model, TRAIN, TEST, [run_of(lambda: model, 0)])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_runs_on_a_gpu_end_as_those_on_the_cpu(make):
+    runs = [run_of(make, seed) for seed in range(3)]
+    on_cpu = train_runs(make(), TRAIN, TEST, runs, Machine(workers=1))
+    on_gpu = train_runs(make(), TRAIN, TEST, runs, Machine("cuda", lanes=2))
+    for one, other in zip(on_cpu, on_gpu, strict=True):
+        for name, tensor in one[-1].tensors.items():
+            torch.testing.assert_close(other[-1].tensors[name], tensor, rtol=0, atol=1e-9)
