@@ -57,7 +57,7 @@ def check_state_dtype(dtype: torch.dtype | None) -> None:
     Raises:
         OptimizerError: it is neither None nor torch.bfloat16.
     """
-    if dtype not in (None, torch.bfloat16):
+    if dtype is not None and dtype is not torch.bfloat16:
         raise OptimizerError(
             f"state_dtype is {dtype!r}; give torch.bfloat16, or None for float32. Float16's range is too "
             "small for gradients without a scale."

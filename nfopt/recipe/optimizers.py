@@ -151,6 +151,7 @@ class NFOptions(OptimizerOptions):
     lr: Positive = 1.0
     weight_decay: NonNegative | None = None
     checkpoint: str = "default"
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def weight_hashes(self) -> dict[str, str]:
         """Return the hash of the rule's weights; a rule without weights has none."""
@@ -171,6 +172,7 @@ class NFOptions(OptimizerOptions):
                 weight_decay=self.weight_decay,
                 checkpoint=self.checkpoint,
                 example_inputs=example_inputs,
+                state_dtype=torch.bfloat16 if self.state_dtype == "bfloat16" else None,
             )
         )
 
