@@ -107,7 +107,7 @@ def draw_batch(nets: EditingNets, shape: TaskShape, count: int, generator: torch
     chosen = torch.randint(0, len(nets), (count,), generator=generator)
     amount = shape.images[_number(len(shape.images), generator)]
     names, pairs = [], []
-    labels = nets.domains[CLEAN].labels.cpu()
+    labels, device = nets.domains[CLEAN].labels.cpu(), nets.domains[CLEAN].labels.device
     for _ in range(count):
         names.append(shape.domains[_number(len(shape.domains), generator)])
         one_sided = float(torch.rand((), generator=generator)) < shape.one_sided
@@ -116,10 +116,10 @@ def draw_batch(nets: EditingNets, shape: TaskShape, count: int, generator: torch
         {name: tensor[chosen.to(tensor.device)] for name, tensor in nets.tensors.items()},
         Targets(
             _pictures(nets, names, [seen for seen, _ in pairs]),
-            torch.stack([few_of_each(labels[seen], shape.shots) for seen, _ in pairs]),
+            torch.stack([few_of_each(labels[seen], shape.shots) for seen, _ in pairs]).to(device),
         ),
         _pictures(nets, names, [test for _, test in pairs]),
-        torch.stack([labels[test] for _, test in pairs]).to(nets.domains[CLEAN].labels.device),
+        torch.stack([labels[test] for _, test in pairs]).to(device),
         _pictures(nets, [CLEAN] * count, [test for _, test in pairs]),
         tuple(names),
     )

@@ -87,6 +87,13 @@ def test_a_net_without_batchnorm_is_edited_from_weights_or_images():
         assert bool(edit.changed) == (uses == "images")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_net_is_edited_in_its_own_precision(dtype, own):
+    model, pictures = mlp().to(dtype), torch.randn(11, 7).to(dtype)
+    edit = adapt(model, pictures, "nf", options={"checkpoint": own}, gate=None)
+    assert edit.changed and all(bool(delta.any()) for delta in edit.delta(model).values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["resnet10t", "convnext_atto", "vit_tiny_patch16_224", "mobilenetv3_small_050"]

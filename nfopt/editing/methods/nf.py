@@ -65,7 +65,7 @@ class NeuralFunctionalEdit(Method):
         editor = loaded.editor.to(device)
         spec = trace_permutation_spec(model, task.images[:2])
         tensors = {
-            name: tensor.detach().float()
+            name: tensor.detach()
             for name, tensor in state.items()
             if name in spec.tensors and tensor.is_floating_point()
         }
