@@ -3,6 +3,7 @@
 from nfopt.editing.adapt import adapt
 from nfopt.editing.corruptions import CORRUPTIONS, Domain, corrupt, corruption
 from nfopt.editing.edit import Edit, compose, edit_between
+from nfopt.editing.editor import EditorConfig, WeightEditor, editor_checkpoint, read_editor
 from nfopt.editing.evidence import Answers, Evidence
 from nfopt.editing.gate import Gate
 from nfopt.editing.gate_score import GateScore, Outcome, gate_score
@@ -14,6 +15,7 @@ from nfopt.editing.methods import (
     Finetune,
     MeanDelta,
     Method,
+    NeuralFunctionalEdit,
     ShotIM,
     Task,
     Tent,
@@ -30,21 +32,26 @@ __all__ = [
     "Eata",
     "Edit",
     "EditStep",
+    "EditorConfig",
     "Evidence",
     "Finetune",
     "Gate",
     "GateScore",
     "MeanDelta",
     "Method",
+    "NeuralFunctionalEdit",
     "Outcome",
     "ShotIM",
     "Task",
     "Tent",
+    "WeightEditor",
     "adapt",
     "compose",
     "corrupt",
     "corruption",
     "edit_between",
     "edit_method",
+    "editor_checkpoint",
     "gate_score",
+    "read_editor",
 ]
