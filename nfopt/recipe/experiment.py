@@ -150,7 +150,10 @@ def run_experiment(recipe: ExperimentRecipe, context: RunContext) -> JobResult:
         "zoo": {"digest": zoo.digest, "nets": len(zoo), "card": dict(zoo.card)},
         "cells": [asdict(cell) for cell in cells],
     }
+    what, floor = run.bench.task.floor(zoo, run.bench.task.targets(zoo), "test")
+    results["floor"] = {"what": what, "score": floor}
     notes = (
+        f"Without reading any net ({what}): {report.shown(floor)}.",
         f"{recipe.fit.total_steps} steps of {recipe.fit.batch_size} nets for every method; learning rate, of "
         f"{', '.join(f'{lr:g}' for lr in recipe.lrs)}, and point of the training chosen on the validation "
         f"side ({int((zoo.side == 1).sum())} nets); scores on the test side ({int((zoo.side == 2).sum())} "

@@ -82,6 +82,10 @@ class Report:
         """What scores are multiplied by for people."""
         return _FACTORS.get(self.metric, 1.0)
 
+    def shown(self, score: float) -> str:
+        """Return one score as the table shows it."""
+        return spread([score]).shown(_digits(self), self.factor)
+
     def cell(self, reader: str, nets: int | None) -> Cell:
         """Return one cell."""
         return next(cell for cell in self.cells if (cell.reader, cell.nets) == (reader, nets))

@@ -56,6 +56,15 @@ def test_facts_of_the_other_sides_do_not_reach_the_probe():
     assert task.scores(network, other, task.targets(other), "test")["mse"] == one
 
 
+def test_a_collapsed_embedding_scores_what_no_embedding_does():
+    zoo = siren_zoo(60)
+    task = Embedding(lambda tensors, draws: tensors, ("frequency",), dimensions=2)
+    collapsed = lambda tensors: torch.ones(len(tensors["0.bias"]), 2)  # noqa: E731
+    targets = task.targets(zoo)
+    found = task.scores(collapsed, zoo, targets, "test")["mse"]
+    assert found == pytest.approx(task.floor(zoo, targets, "test")[1], rel=1e-5)
+
+
 def test_the_two_views_are_drawn_apart_and_partners_are_of_one_net():
     zoo, seen = siren_zoo(9), []
 

@@ -46,8 +46,11 @@ def test_errors_of_a_regression_are_in_the_units_of_the_fact():
 
 def test_answering_with_the_train_sides_mean_explains_nothing():
     task = Regression("frequency")
-    found = task.scores(reading(lambda bias: 0 * bias[:, :1]), ZOO, task.targets(ZOO), "train")
-    assert found["explained"] == pytest.approx(0, abs=1e-5)
+    nothing = reading(lambda bias: 0 * bias[:, :1])
+    targets = task.targets(ZOO)
+    assert task.scores(nothing, ZOO, targets, "train")["explained"] == pytest.approx(0, abs=1e-5)
+    floor = task.floor(ZOO, targets, "test")[1]
+    assert task.scores(nothing, ZOO, targets, "test")["mse"] == pytest.approx(floor)
 
 
 def test_tau_is_scipys_and_ties_count():
@@ -123,7 +126,7 @@ def test_the_target_of_an_edit_is_the_operation_on_what_the_net_renders(edit):
     torch.testing.assert_close(targets["image"].view_as(wanted), wanted)
     nothing = lambda tensors: {n: torch.zeros_like(t) for n, t in tensors.items()}  # noqa: E731
     found = task.scores(nothing, ZOO, targets, "test")
-    assert found["mse"] == pytest.approx(found["untouched"])
+    assert found["mse"] == pytest.approx(task.floor(ZOO, targets, "test")[1])
     error = (shown - wanted)[ZOO.side == 2].square().mean().item()
     assert found["mse"] == pytest.approx(error, rel=1e-5)
 
@@ -164,3 +167,15 @@ def test_raised_contrast_keeps_the_mean_and_widens_the_spread():
 def test_an_unknown_edit_is_refused_with_the_nearest():
     with pytest.raises(UnknownNameError, match="Did you mean 'dilate'"):
         Editing("dilatee")
+
+
+def test_what_can_be_done_without_reading_is_scored_as_readers_are():
+    guess, ones = Classification(), torch.zeros(31, dtype=torch.long)
+    ones[ZOO.side == 0] = 1
+    assert guess.floor(with_fact(label=ones), guess.targets(with_fact(label=ones)), "test")[1] == 0.0
+    same = torch.ones(31, dtype=torch.long)
+    assert guess.floor(with_fact(label=same), guess.targets(with_fact(label=same)), "test")[1] == 1.0
+    constant = reading(lambda bias: 0 * bias[:, :1])
+    rank = Ranking()
+    found = rank.scores(constant, ZOO, rank.targets(ZOO), "test")["tau"]
+    assert found == rank.floor(ZOO, rank.targets(ZOO), "test")[1]

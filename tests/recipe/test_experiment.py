@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -6,7 +7,7 @@ from nfopt.errors import NfoptError, RecipeError
 from nfopt.experiments import READERS, ExperimentError
 from nfopt.recipe import load_recipe, recipe_faults, run_recipe
 from nfopt.recipe.experiment_report import Cell, Report, table
-from nfopt.zoo import save_zoo
+from nfopt.zoo import load_zoo, save_zoo
 from tests.experiments.toys import siren_zoo
 
 RECIPE = """
@@ -47,6 +48,7 @@ def test_every_reader_is_tuned_and_scored_alike(recipe):
         assert [fit["steps"] for fit in cell["fits"]] == [[2, 4], [2, 4]]
         assert [fit["scores"]["test"]["mse"] for fit in cell["fits"]] == list(cell["scores"])
     shown = outcome.result.tables[0]
+    assert outcome.result.results["floor"]["what"] in shown.notes[0]
     assert len(shown.rows) == 4 and all(len(row) == len(shown.columns) for row in shown.rows)
     assert [row[3] == "" for row in shown.rows] == [False, False, False, True]
     for name in ("scores.png", "found.png"):
@@ -183,3 +185,36 @@ def test_fits_without_a_score_are_counted_and_never_averaged():
     nothing = Report("mse", False, "b", "", (cell("a", (None, None)), cell("b", (0.2, 0.4))), {})
     assert table(nothing, ()).rows[0][2] == "diverged"
     assert nothing.best(None) == "b"
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+FAMILY = sorted(
+    path.stem for start in ("inr_", "sine_", "generalization_") for path in RECIPES.glob(f"{start}*.yaml")
+)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_recipes_have_no_faults_and_say_what_they_would_do(name):
+    plan = "\n".join(load_recipe(RECIPES / f"{name}.yaml").plan())
+    assert "fits of" in plan and "make" in plan
+
+
+SMOKE = [name for name in FAMILY if name.endswith("smoke")]
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "sine_smoke" else pytest.param(name, marks=pytest.mark.slow) for name in SMOKE]
+)
+def test_the_smoke_recipes_make_their_zoo_and_run(tmp_path, name):
+    outcome = run_recipe(load_recipe(RECIPES / f"{name}.yaml", [f"output={tmp_path / 'out'}", "device=cpu"]))
+    results = outcome.result.results
+    assert all(cell["scores"][0] is not None for cell in results["cells"])
+    assert (outcome.folder / "zoo.safetensors").is_file()
+    assert load_zoo(outcome.folder / "zoo.safetensors").digest == results["zoo"]["digest"]
+
+
+def test_a_zoo_is_read_or_made_never_both_and_never_neither(recipe):
+    faults = recipe_faults(recipe, ["zoo={}"])
+    assert len(faults) == 1 and "either a file or a zoo to make" in str(faults[0])
+    both = "zoo.make={nets: {family: inr_sines}, counts: {train: 3}}"
+    assert "either a file or a zoo to make" in str(recipe_faults(recipe, [both])[0])

@@ -64,3 +64,9 @@ class Classification(Task):
         logits = answers(network, {name: tensor[here] for name, tensor in zoo.tensors.items()})
         found = classification_scores(logits, targets["label"][here])
         return {"accuracy": found.accuracy, "loss": found.loss}
+
+    def floor(self, zoo: Zoo, targets: Mapping[str, Tensor], side: str) -> tuple[str, float]:
+        """Return the accuracy of the train side's commonest class."""
+        commonest = targets["label"][zoo.side == 0].mode().values
+        here = targets["label"][zoo.side == SIDES.index(side)]
+        return "always the commonest class", (here == commonest).float().mean().item()

@@ -89,7 +89,7 @@ class Editing(Task):
     def scores(
         self, network: Network, zoo: Zoo, targets: Mapping[str, Tensor], side: str
     ) -> dict[str, float]:
-        """Return the mean squared error per pixel, and that of leaving the nets alone."""
+        """Return the mean squared error per pixel."""
         here = zoo.side == SIDES.index(side)
         wanted = targets["image"][here]
         errors = [
@@ -100,10 +100,11 @@ class Editing(Task):
                 strict=True,
             )
         ]
-        return {
-            "mse": torch.cat(errors).mean().item(),
-            "untouched": targets["untouched"][here].mean().item(),
-        }
+        return {"mse": torch.cat(errors).mean().item()}
+
+    def floor(self, zoo: Zoo, targets: Mapping[str, Tensor], side: str) -> tuple[str, float]:
+        """Return the error of leaving the nets alone."""
+        return "the nets left alone", targets["untouched"][zoo.side == SIDES.index(side)].mean().item()
 
 
 def as_images(pixels: Float[Tensor, "nets pixels"]) -> Float[Tensor, "nets height width"]:

@@ -82,6 +82,13 @@ class Embedding(Task):
         by_fact = {f"mse {name}": error.item() for name, error in zip(self.facts, errors, strict=True)}
         return {"mse": errors.mean().item(), **by_fact}
 
+    def floor(self, zoo: Zoo, targets: Mapping[str, Tensor], side: str) -> tuple[str, float]:
+        """Return the error of the train side's means."""
+        facts = targets["facts"]
+        mean = facts[zoo.side == 0].mean(0)
+        error = (facts[zoo.side == SIDES.index(side)] - mean).square().mean()
+        return "always the train side's means", error.item()
+
 
 def info_nce(both: Float[Tensor, "views dimensions"], temperature: float) -> Tensor:
     """Return the InfoNCE of views, the partner of view i being i + half (van den Oord et al. 2018)."""

@@ -59,6 +59,10 @@ class Task(ABC):
     ) -> dict[str, float]:
         """Return the scores on the nets of one side; `network` is in evaluation mode."""
 
+    @abstractmethod
+    def floor(self, zoo: Zoo, targets: Mapping[str, Tensor], side: str) -> tuple[str, float]:
+        """Return what one can do without reading any net, in a few words, and its score on a side."""
+
 
 @torch.no_grad()
 def answers(network: Network, tensors: Tensors) -> Tensor:
