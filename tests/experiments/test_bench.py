@@ -5,7 +5,9 @@ from nfopt.experiments.bench import Bench
 from nfopt.experiments.forward import forward_of, omega_of
 from nfopt.experiments.question import ExperimentError
 from nfopt.experiments.readers import READERS
-from nfopt.experiments.tasks import Regression
+from nfopt.experiments.tasks import Ranking, Regression
+from nfopt.models import build_model
+from nfopt.symmetry import trace_permutation_spec
 from nfopt.zoo import Zoo
 from tests.experiments.toys import siren_zoo, values
 
@@ -66,3 +68,33 @@ def test_readers_that_run_the_nets_need_a_card_that_says_what_they_compute():
 def test_a_zoo_without_a_side_makes_no_experiment():
     with pytest.raises(ExperimentError, match="0 for validation"):
         Bench(zoo().subset(zoo().side != 1), Regression())
+
+
+def classifier_zoo(name="small-cnn"):
+    draws = torch.Generator().manual_seed(0)
+    module = build_model("small-cnn", (1, 8, 8), 3, seed=0, options={})
+    spec = trace_permutation_spec(module, torch.zeros(2, 1, 8, 8))
+    tensors = {n: t + 0.1 * torch.randn(4, *t.shape, generator=draws) for n, t in module.state_dict().items()}
+    card = {"in_shape": [1, 8, 8], "recipe": {"nets": {"model": {"name": name, "options": {}}}}}
+    facts = {"test_accuracy": torch.rand(4, generator=draws)}
+    return Zoo(spec, tensors, facts, torch.tensor([0, 0, 1, 2]), card), module
+
+
+def test_classifiers_are_run_as_the_model_that_their_card_names():
+    made, module = classifier_zoo()
+    forward, inputs = forward_of(made)
+    images = torch.randn(5, inputs, generator=torch.Generator().manual_seed(1))
+    found = forward(made.tensors, images)
+    for i in range(4):
+        module.load_state_dict(made.net(i))
+        wanted = module(images.view(5, 1, 8, 8)).log_softmax(-1)
+        torch.testing.assert_close(found[i], wanted, rtol=1e-4, atol=1e-5)
+    network = READERS["probes"].make(Ranking().question(made, forward, inputs), 5)
+    network.fit_statistics(made.tensors)
+    assert network(made.tensors).shape == (4, 1)
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "mlp", "tests.experiments.toys:ConvNet"])
+def test_a_card_that_names_another_model_or_code_to_import_says_nothing(name):
+    made, _ = classifier_zoo(name)
+    assert forward_of(made) == (None, 0)
