@@ -64,6 +64,7 @@ class RaceRows:
             rival = self.best_rival(heat, density)
             found["best_rival"] = rival
             found["against_best_rival"] = paired(ours, self.of(heat, rival, density))
+        found["against_reference"] = paired(ours, self.of(heat, self.reference, density))
         for control in ("shuffled", "reinitialised"):
             other = self.of(heat, self.ours, density, control)
             if other:
@@ -120,13 +121,15 @@ def _verdict(race: RaceRows) -> Table:
                     f"{heat} {100 * density:g} %",
                     rival,
                     _difference(found.get("against_best_rival")),
+                    _difference(found["against_reference"]),
                     _difference(found.get("against_shuffled")),
                     _difference(found.get("against_reinitialised")),
                     "" if share is None else f"{share:.2f}",
                 )
             )
     ours = race.labels[race.ours]
-    columns = ("", "best rival", "over it", "over own\nshuffle", "over new\nweights", "of the\ngap")
+    reference = f"over\n{race.labels[race.reference]}"
+    columns = ("", "best rival", "over it", reference, "over own\nshuffle", "over new\nweights", "gap")
     notes = (
         f"Points of test accuracy of {ours}, paired by seed, with the standard error of the difference.",
         f"The gap: from {race.labels[race.reference]} (0) to {race.labels[race.goal]} (1).",

@@ -93,6 +93,7 @@ def test_the_verdict_is_paired_by_seed_against_the_best_rival():
     ).verdict("h", 0.1)
     assert found["best_rival"] == "synflow"
     assert found["against_best_rival"] == pytest.approx([6.0, 1.0])
+    assert found["against_reference"] == found["against_best_rival"]
     assert found["against_shuffled"] == pytest.approx([10.0, 0.0])
     assert found["gap_closed"] == pytest.approx(0.6)
     assert "against_reinitialised" not in found
