@@ -42,17 +42,19 @@ def exhibit(network: Network, task: Task, zoo: Zoo, targets: Mapping[str, Tensor
             centred = embedded - embedded.mean(0)
             directions = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
             shown = _listed(points=centred @ directions.mT, facts=targets["facts"][here])
-            return {**shown, "names": list(task.facts)}
+            return {**shown, "names": list(task.facts)} if shown else {}
         case Editing():
             few = {name: tensor[:IMAGES] for name, tensor in nets.items()}
             return _listed(
                 before=as_images(task.render(few)),
-                after=as_images(task.render(task.edited(network, few))),
+                after=as_images(task.render_edited(network, few)),
                 target=as_images(targets["image"][here[:IMAGES]]),
             )
     return {}
 
 
 def _listed(**tensors: Tensor) -> Exhibit:
-    """Return tensors as lists with four digits behind the point, which is more than a picture shows."""
+    """Return tensors as lists with four digits behind the point; nothing if a number is not finite."""
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        return {}
     return {name: tensor.double().cpu().round(decimals=_DIGITS).tolist() for name, tensor in tensors.items()}

@@ -225,10 +225,14 @@ class _Run:
             return self.task.scores(self.network, self.zoo, self.targets, side)
 
     def finished(self) -> Fit:
-        scores = {}
+        scores: dict[str, dict[str, float]] = {}
         if self.best is not None:
             self.network.load_state_dict(self.best)
-            scores = {side: self._scores(side) for side in ("val", "test") if self._has(side)}
+            for side in ("val", "test"):
+                if self._has(side):
+                    found = self._scores(side)
+                    # What is not finite is no score: it would be no JSON either.
+                    scores[side] = {name: value for name, value in found.items() if math.isfinite(value)}
         return Fit(self.steps, self.validation, self.best_step, scores, self.seconds, self.diverged_at)
 
     def _has(self, side: str) -> bool:

@@ -35,7 +35,7 @@ class Question:
     Attributes:
         spec: the permutation spec of the nets.
         head: "invariant" for a vector per net, "equivariant" for tensors of the nets' shapes (an edit).
-        outputs: length of the vector; 1 for an edit.
+        outputs: length of the vector; with an equivariant head the number of edits.
         output_scale: factor on what is returned; .01 for edits, which then start small (Zhou et al. 2023).
         forward: what the nets compute, for readers that probe them; None where nobody knows it.
         inputs: number of inputs of the nets, for readers that probe them.
@@ -57,10 +57,8 @@ class Question:
             raise unknown_name("head", self.head, get_args(Head))
         if not self.spec.tensors:
             raise ExperimentError("the spec has no tensor: there is nothing to read.")
-        if self.outputs < 1 or (self.head == "equivariant" and self.outputs != 1):
-            raise ExperimentError(
-                f"outputs is {self.outputs!r}; it must be 1 or more, and 1 for an equivariant head."
-            )
+        if self.outputs < 1:
+            raise ExperimentError(f"outputs is {self.outputs!r}; it must be 1 or more.")
         if not isfinite(self.output_scale):
             raise ExperimentError(f"output_scale is {self.output_scale!r}; it must be a finite number.")
 
@@ -90,7 +88,10 @@ def flatten(question: Question, tensors: Tensors) -> Tensor:
 
 
 def unflatten(question: Question, flat: Tensor) -> dict[str, Tensor]:
-    """Return the tensors of nets whose weights are the rows of `flat`: the inverse of `flatten`."""
+    """Return the tensors of nets whose weights are the rows of `flat`: the inverse of `flatten`.
+
+    Further dimensions of `flat`, [nets, weights, ...], stay the last ones.
+    """
     counts = [int(torch.Size(shape).numel()) for shape in question.shapes.values()]
     parts = flat.split(counts, dim=1)
     return {

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from nfopt.errors import NfoptError
 from nfopt.experiments.forward import omega_of
 from nfopt.experiments.tasks import IMAGE_EDITS, Classification, Editing, Embedding, Ranking, Regression, Task
-from nfopt.recipe.strict import Fraction, NonNegative, Positive, Strict
+from nfopt.recipe.strict import Count, Fraction, NonNegative, Positive, Strict
 from nfopt.zoo import Compose, Mask, Noise, Zoo
 
 
@@ -63,12 +63,13 @@ class EmbeddingOptions(Strict):
 
 
 class EditingOptions(Strict):
-    """An operation on the image that each net holds."""
+    """An operation on the image that each net holds; with `nets`, the mean image of so many edited nets."""
 
     name: Literal["editing"]
     edit: str = "dilate"
     size: Annotated[int, Field(ge=3)] = 28
     output_scale: Positive = 0.01
+    nets: Count = 1
 
     @field_validator("edit")
     @classmethod
@@ -81,7 +82,7 @@ class EditingOptions(Strict):
 
     def build(self, zoo: Zoo) -> Task:
         """Return the task; raises ExperimentError when the nets hold no images."""
-        return Editing(self.edit, self.size, self.output_scale, omega_of(zoo))
+        return Editing(self.edit, self.size, self.output_scale, omega_of(zoo), self.nets)
 
 
 TaskOptions: TypeAlias = Annotated[

@@ -57,3 +57,7 @@ def test_a_classification_has_nothing_to_show_nor_has_a_zoo_without_a_test_side(
     assert shown(Classification(), lambda tensors: tensors["0.bias"]) == {}
     task, some = Regression(), ZOO.subset(~TEST)
     assert exhibit(lambda tensors: tensors["0.bias"][:, :1], task, some, task.targets(some)) == {}
+
+
+def test_answers_that_are_no_numbers_are_not_shown():
+    assert shown(Regression(), lambda tensors: torch.full((len(tensors["0.bias"]), 1), float("nan"))) == {}

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -142,3 +143,13 @@ def test_settings_that_make_no_sense_are_refused():
     for options in ({"total_steps": 0}, {"lr": 0.0}, {"batch_size": 0}, {"clip": -1.0}):
         with pytest.raises(ExperimentError):
             FitConfig(**{"total_steps": 3, **options})
+
+
+def test_a_score_that_is_not_finite_is_no_score():
+    class Blind(Regression):
+        def scores(self, network, zoo, targets, side):
+            return {"mse": 1.0 if side == "val" else math.inf, "other": 2.0}
+
+    found, _ = run(task=Blind("frequency"))
+    assert found.scores == {"val": {"mse": 1.0, "other": 2.0}, "test": {"other": 2.0}}
+    assert found.score("test", "mse") is None

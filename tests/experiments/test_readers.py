@@ -71,6 +71,16 @@ def test_renumbering_neurons_changes_no_vector_of_an_invariant_reader(name):
     torch.testing.assert_close(network(permuted(SPEC, nets)), network(nets), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", [name for name, head in pairs() if head == "equivariant"])
+def test_several_edits_are_the_last_dimension_and_differ(name):
+    entry, nets = READERS[name], random_nets(SPEC, 5)
+    network = entry.make(Question(SPEC, head="equivariant", outputs=3), 4 * entry.step).double()
+    network.fit_statistics(nets)
+    for tensor, edits in network(nets).items():
+        assert edits.shape == (*nets[tensor].shape, 3)
+        assert not torch.allclose(edits[..., 0], edits[..., 1])
+
+
 @pytest.mark.parametrize("name", EQUIVARIANT)
 def test_an_edit_is_renumbered_as_its_net_is(name):
     network, nets = made(name, "equivariant"), random_nets(SPEC, 5)

@@ -179,3 +179,15 @@ def test_what_can_be_done_without_reading_is_scored_as_readers_are():
     rank = Ranking()
     found = rank.scores(constant, ZOO, rank.targets(ZOO), "test")["tau"]
     assert found == rank.floor(ZOO, rank.targets(ZOO), "test")[1]
+
+
+def test_the_images_of_several_edited_nets_are_averaged():
+    task = Editing("dilate", size=7, omega=SIREN.omega_0, nets=2)
+    shift = torch.tensor([0.3, -0.1])
+    edit = lambda tensors: {n: torch.ones_like(t)[..., None] * shift for n, t in tensors.items()}  # noqa: E731
+    each = [render({n: t + s for n, t in ZOO.tensors.items()}, 7).flatten(1) for s in shift]
+    found = task.render_edited(edit, ZOO.tensors)
+    torch.testing.assert_close(found, (each[0] + each[1]) / 2, rtol=1e-4, atol=1e-5)
+    assert task.question(ZOO).outputs == 2
+    with pytest.raises(ExperimentError, match="1 or more edited nets"):
+        Editing("dilate", nets=0)

@@ -25,7 +25,7 @@ class WeightsMLP(WeightReader):
         super().__init__()
         self.question = question
         weights = sum(torch.Size(shape).numel() for shape in question.shapes.values())
-        outputs = question.outputs if question.head == "invariant" else weights
+        outputs = question.outputs * (1 if question.head == "invariant" else weights)
         self.standardiser = Standardiser(weights)
         self.layers = Perceptron([weights, *[width] * HIDDEN_LAYERS, outputs], generator)
 
@@ -36,7 +36,10 @@ class WeightsMLP(WeightReader):
     def forward(self, tensors: Tensors) -> Tensor | dict[str, Tensor]:
         """Return what is read off each net."""
         x = self.layers(self.standardiser(flatten(self.question, tensors))) * self.question.output_scale
-        return x if self.question.head == "invariant" else unflatten(self.question, x)
+        if self.question.head == "invariant":
+            return x
+        edits = self.question.outputs
+        return unflatten(self.question, x if edits == 1 else x.unflatten(1, (-1, edits)))
 
 
 @reader("mlp", "MLP")

@@ -19,8 +19,8 @@ _MOST_WIDTH = 2**14
 class WeightReader(nn.Module):
     """A network over the weights of nets: `forward` maps tensors by name, [nets, *shape], to the answer.
 
-    With an invariant head that is a vector per net, [nets, outputs]; with an equivariant one tensors of the
-    nets' shapes by name.
+    With an invariant head that is a vector per net, [nets, outputs]; with an equivariant one tensors by name,
+    [nets, *shape], and with several outputs [nets, *shape, outputs].
     """
 
     def fit_statistics(self, tensors: Tensors) -> None:

@@ -46,7 +46,7 @@ class RoleTied(WeightReader):
         config = RoleTiedConfig.reading(
             self.features,
             element_features=channels,
-            element_outputs=int(equivariant),
+            element_outputs=question.outputs if equivariant else 0,
             neuron_outputs=0 if equivariant or own_head else width,
             readouts=readouts,
             channels=width,
@@ -71,7 +71,11 @@ class RoleTied(WeightReader):
         found = self.network(self._standardised(tensors))
         scale = self.question.output_scale
         if self.question.head == "equivariant":
-            return {name: values[..., 0] * scale for name, values in found.elements.items()}
+            several = self.question.outputs > 1
+            return {
+                name: (values if several else values[..., 0]) * scale
+                for name, values in found.elements.items()
+            }
         if self.head is None:
             return found.readout * scale
         pooled = [found.readout]

@@ -37,7 +37,9 @@ class WeightTransformer(WeightReader):
         if question.head == "invariant":
             self.leave = nn.ModuleList([Perceptron([width, question.outputs], generator)])
         else:
-            self.leave = nn.ModuleList(Perceptron([width, size], generator) for _, size in self.rows.shapes)
+            self.leave = nn.ModuleList(
+                Perceptron([width, size * question.outputs], generator) for _, size in self.rows.shapes
+            )
 
     def fit_statistics(self, tensors: Tensors) -> None:
         """Take the mean and the standard deviation of each weight over the nets."""
@@ -58,7 +60,8 @@ class WeightTransformer(WeightReader):
             return self.leave[0](x[:, 0]) * scale
         parts = x[:, 1:].split([count for count, _ in self.rows.shapes], dim=1)
         written = [leave(part) for leave, part in zip(self.leave, parts, strict=True)]
-        return unflatten(self.question, self.rows.join(written) * scale)
+        x, edits = self.rows.join(written) * scale, self.question.outputs
+        return unflatten(self.question, x if edits == 1 else x.unflatten(1, (-1, edits)))
 
 
 class _Layer(nn.Module):

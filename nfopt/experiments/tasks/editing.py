@@ -23,24 +23,29 @@ class Editing(Task):
 
     The edited weights are W + output_scale f(W). The target is the image operation on the image that the net
     itself renders, so a net that was badly fitted is edited as it is. Errors are in the units in which the
-    nets hold their pixels.
+    nets hold their pixels. With several `nets` the reader returns as many edits, and the mean of the images
+    of the edited nets counts, which is what successors found to help; it is then no longer one net.
 
     Attributes:
         edit: a name in `IMAGE_EDITS`.
         size: height and width of the rendered images.
         output_scale: factor on the reader's output.
         omega: the frequency factor of the nets' sines.
+        nets: number of edited nets whose images are averaged.
     """
 
     edit: str = "dilate"
     size: int = 28
     output_scale: float = 0.01
     omega: float = OMEGA
+    nets: int = 1
 
     def __post_init__(self) -> None:
         _ = IMAGE_EDITS[self.edit]
         if self.size < 3:
             raise ExperimentError(f"size is {self.size}; images of 3 x 3 pixels are the smallest to edit.")
+        if self.nets < 1:
+            raise ExperimentError(f"nets is {self.nets}; the images of 1 or more edited nets are averaged.")
 
     @property
     def metric(self) -> str:
@@ -57,6 +62,7 @@ class Editing(Task):
         return Question(
             zoo.spec,
             head="equivariant",
+            outputs=self.nets,
             output_scale=self.output_scale,
             forward=forward,
             inputs=inputs,
@@ -74,16 +80,23 @@ class Editing(Task):
         wanted = IMAGE_EDITS[self.edit](shown.unflatten(1, (1, self.size, self.size))).flatten(1)
         return {"image": wanted, "untouched": (shown - wanted).square().mean(1)}
 
-    def edited(self, network: Network, tensors: Tensors) -> dict[str, Tensor]:
-        """Return the weights of some nets after the edit."""
+    def render_edited(self, network: Network, tensors: Tensors) -> Float[Tensor, "nets pixels"]:
+        """Return the images of some nets after the edit; the mean over the edits of each net."""
         change = network(tensors)
-        return {name: tensor + change[name] for name, tensor in tensors.items()}
+        if self.nets == 1:
+            return self.render({name: tensor + change[name] for name, tensor in tensors.items()})
+        # The edits of a net become nets beside it, so that all are rendered at once.
+        edited = {
+            name: (tensor[..., None] + change[name]).movedim(-1, 1).flatten(0, 1)
+            for name, tensor in tensors.items()
+        }
+        return self.render(edited).unflatten(0, (-1, self.nets)).mean(1)
 
     def loss(
         self, network: Network, tensors: Tensors, targets: Mapping[str, Tensor], draws: torch.Generator
     ) -> Tensor:
         """Return the mean squared error per pixel."""
-        return (self.render(self.edited(network, tensors)) - targets["image"]).square().mean()
+        return (self.render_edited(network, tensors) - targets["image"]).square().mean()
 
     @torch.no_grad()
     def scores(
@@ -93,7 +106,7 @@ class Editing(Task):
         here = zoo.side == SIDES.index(side)
         wanted = targets["image"][here]
         errors = [
-            (self.render(self.edited(network, part)) - image).square().mean(1)
+            (self.render_edited(network, part) - image).square().mean(1)
             for part, image in zip(
                 _batches({name: tensor[here] for name, tensor in zoo.tensors.items()}),
                 wanted.split(SCORE_BATCH),
