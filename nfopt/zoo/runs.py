@@ -18,7 +18,7 @@ from nfopt.zoo.threads import run_in_threads
 from nfopt.zoo.zoo import ZooError
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-CPU_LANES, GPU_LANES = 16, 256
+CPU_LANES, GPU_LANES = 32, 256
 EVALUATED_AT_ONCE = 250
 LOSS_CAP = 1e6
 
@@ -83,7 +83,7 @@ def train_runs(
         train: images to train on.
         test: images to test on.
         runs: the runs; number of images per batch and of test images the same for all.
-        machine: device, runs side by side (16 on a CPU, 256 on a GPU) and threads.
+        machine: device, runs side by side (32 on a CPU, 256 on a GPU) and threads.
         report: hears how many runs are done, in one thread at a time.
 
     Returns:
@@ -105,7 +105,7 @@ def train_runs(
     def work(group: list[int]) -> None:
         if stop.is_set():
             return
-        found = _Group(model, train, test, [runs[i] for i in group]).train(stop)
+        found = Group(model, train, test, [runs[i] for i in group]).train(stop)
         with lock:
             kept.update(zip(group, found, strict=True))
             report(len(kept))
@@ -140,7 +140,7 @@ def _check(model: nn.Module, runs: Sequence[Run]) -> None:
             raise ZooError(f"run {i} is measured on another number of images than run 0.")
 
 
-class _Group:
+class Group:
     """Runs side by side, their parameters one after another in the rows of one tensor."""
 
     def __init__(self, model: nn.Module, train: Split, test: Split, runs: Sequence[Run]) -> None:
@@ -179,7 +179,7 @@ class _Group:
                 self._keep(due, step, kept)
             if stop.is_set() or step == len(self.batches):
                 break
-            self._step(step)
+            self.step(step)
         return kept
 
     def _named(self, flat: Tensor) -> dict[str, Tensor]:
@@ -204,7 +204,8 @@ class _Group:
         losses = functional.cross_entropy(outputs.flatten(0, 1), labels.flatten(), reduction="none")
         return losses.unflatten(0, labels.shape).mean(1)
 
-    def _step(self, step: int) -> None:
+    def step(self, step: int) -> None:
+        """Take optimizer step number `step` with every run that is not done."""
         index = self.batches[step]
         images, labels = self.train_split.images[index], self._labels(self.train_split, index)
         leaf = self.flat.detach().requires_grad_()

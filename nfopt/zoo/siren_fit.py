@@ -107,7 +107,7 @@ def fit_sirens(
 
     def work() -> None:
         engine = SirenGradient(config, coordinates.to(targets), lanes, grid_shape)
-        _Lanes(engine, targets, enough, fit, results).run(queue)
+        Lanes(engine, targets, enough, fit, results).run(queue)
 
     if machine.on_cpu:
         run_in_threads([work] * workers, workers, queue.stop)
@@ -138,7 +138,7 @@ class _Queue:
             self._report(self._done)
 
 
-class _Lanes:
+class Lanes:
     """Nets in training side by side. There are always as many, idle ones included.
 
     So the shapes of all products are the same however many nets there are, and with them their last digits.
@@ -165,13 +165,14 @@ class _Lanes:
             free = self.done.nonzero().flatten().tolist()
             if free:
                 self._harvest([lane for lane in free if self.net[lane] >= 0], queue)
-                self._fill(free, queue.take(len(free)))
+                self.fill(free, queue.take(len(free)))
             if bool((self.net < 0).all()):
                 return
             for _ in range(HARVEST_EVERY):
-                self._step()
+                self.step()
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """Take one optimizer step with every net that is not done."""
         mse = self.engine(self.flat, self.targets, self.gradient)
         # The error of a frozen net is that of its final parameters, computed anew.
         self.mse.copy_(mse)
@@ -198,7 +199,8 @@ class _Lanes:
         self.net[lanes] = -1
         queue.finish(len(lanes))
 
-    def _fill(self, lanes: list[int], nets: list[int]) -> None:
+    def fill(self, lanes: list[int], nets: list[int]) -> None:
+        """Put nets into free lanes, as many as there are."""
         lanes = lanes[: len(nets)]
         if not lanes:
             return

@@ -58,7 +58,7 @@ class SirenGradient:
         self._cosines = [make(points, width) for width in config.hidden]
         self._back = [make(points, width) for width in config.hidden[:-1]]
         self._into = [make(*config.shapes[f"{2 * i}.weight"]) for i in range(1, len(config.hidden))]
-        self._both = make(config.hidden[0], config.inputs + 1)
+        self._both = make(config.inputs + 1, config.hidden[0])
         self._output = make(points, 1)
         self._angles = [make(sum(grid_shape or (0,)), config.hidden[0]) for _ in range(3)]
         self._flat = aligned(nets, config.parameter_count, coordinates)
@@ -112,9 +112,10 @@ class SirenGradient:
             into = torch.mul(named[f"{2 * i}.weight"], factor, out=self._into[i - 1])
             back = torch.bmm(back, into, out=self._back[i - 1]).mul_(self._cosines[i - 1])
             factor = self._one
-        both = torch.bmm(back.mT, self._inputs, out=self._both).mul_(factor)
-        grad["0.weight"].copy_(both[..., :-1])
-        grad["0.bias"].copy_(both[..., -1])
+        # This way round: a product with a narrow right side takes six times as long.
+        both = torch.bmm(self._inputs.mT, back, out=self._both).mul_(factor.mT)
+        grad["0.weight"].copy_(both[:, :-1].mT)
+        grad["0.bias"].copy_(both[:, -1])
         gradient.mul_(self._omegas)
         return loss
 

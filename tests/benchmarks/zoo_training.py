@@ -1,91 +1,107 @@
-"""Benchmark: zoos made side by side against a loop that trains ordinary modules one after another.
+"""Benchmark: nets of a zoo side by side against a loop that trains ordinary modules one after another.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.zoo_training --table tests/benchmarks/zoo_training.md
-    python -m tests.benchmarks.zoo_training --threads 2       # the loop may use two threads, and so may we
+    python -m tests.benchmarks.zoo_training --threads 2   # the loop may use two threads, and so may we
 
-Every row trains the same nets by the same protocol to the same steps: in a loop (module, autograd,
-torch.optim), stacked (torch.func.vmap over the module, autograd, torch.optim over the stacked parameters) and
-as `nfopt.zoo` does. Times are per net and optimizer step, the contestants interleaved, the best of some
-repetitions: seconds of the clock, and of processors. Nets that are done early are not part of it: all take
-the same steps, which is what a loop does best. Other work on the machine costs the side-by-side ways most,
-since they live from the caches; measure on a quiet one.
+Every row takes the same optimizer step of the same nets: in a loop (module, autograd, torch.optim), stacked
+(torch.func.vmap over the module, autograd, torch.optim over the stacked parameters) and as `nfopt.zoo` does.
+Times are per net and step: processor time with one thread, time of the clock with several. Single steps of
+the contestants take turns, a hundred times or more, and the lower decile counts, for other work on the machine
+disturbs most of the steps, but not all. Nets that are done early are not part of it: a loop stops each of them
+at no cost, and `nfopt.zoo` within eight steps.
 """
 
 import argparse
 import platform
+import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
-from nfopt.data import Split, load_data
+from nfopt.data import load_data
 from nfopt.models import build_model
-from nfopt.zoo import FitConfig, Machine, Siren, SirenConfig
-from nfopt.zoo.runs import Run, train_runs
+from nfopt.zoo import FitConfig, Siren, SirenConfig
+from nfopt.zoo.runs import CPU_LANES as RUN_LANES
+from nfopt.zoo.runs import Group, Run
 from nfopt.zoo.siren import grid
-from nfopt.zoo.siren_fit import fit_sirens
+from nfopt.zoo.siren_fit import CPU_LANES, Fitted, Lanes
+from nfopt.zoo.siren_gradient import SirenGradient
 
 COMMAND = "OMP_NUM_THREADS=1 python -m tests.benchmarks.zoo_training --table tests/benchmarks/zoo_training.md"
-SIDE, POINTS, BATCH = 28, 256, 64
-LOOP_NETS, STACKED_NETS = 2, 16
+SIDE, POINTS, BATCH, STACKED = 28, 256, 64, 16
+Step = Callable[[], object]
+Entrants = dict[str, tuple[int, Step]]
 
 
-@dataclass(frozen=True)
-class Entrant:
-    """One way to train: `run` trains `nets` nets for `steps` steps each."""
+def in_threads(steps: list[Step], at_once: int) -> Step:
+    """Return what takes `at_once` steps with each of several groups of nets, in a thread each."""
 
-    nets: int
-    steps: int
-    run: Callable[[], None]
+    def repeat(step: Step) -> None:
+        for _ in range(at_once):
+            step()
+
+    if len(steps) == 1:
+        return lambda: repeat(steps[0])
+    pool = ThreadPoolExecutor(len(steps))
+
+    def run() -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        list(pool.map(repeat, steps))
+        torch.set_num_threads(before)
+
+    return run
 
 
-def inr_entrants(inputs: int, steps: int, nets: int, threads: int) -> dict[str, Entrant]:
-    """Return the three ways to fit SIRENs to random signals."""
+def inr_entrants(inputs: int, threads: int) -> Entrants:
+    """Return the three ways to fit SIRENs to random signals; for each the nets x steps of one call."""
     config = SirenConfig(inputs)
     points = grid(SIDE, SIDE) if inputs == 2 else torch.linspace(-1, 1, POINTS).unsqueeze(1)
-    targets = torch.rand(nets, len(points))
-    start = torch.stack([config.start(torch.Generator().manual_seed(i)) for i in range(nets)])
-    fit = FitConfig(5e-4, steps, None)
+    targets = torch.rand(STACKED, len(points))
+    start = torch.stack([config.start(torch.Generator().manual_seed(i)) for i in range(STACKED)])
+    model = Siren(config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
 
-    def loop() -> None:
-        for i in range(LOOP_NETS):
-            model = Siren(config, seed=i)
-            optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
-            for _ in range(steps):
-                optimizer.zero_grad()
-                loss = (model(points).squeeze(1) - targets[i]).square().mean()
-                loss.backward()
-                optimizer.step()
-                _ = loss.item() <= 1e-4  # the protocol asks at every step whether to stop
+    def loop() -> bool:
+        optimizer.zero_grad()
+        loss = (model(points).squeeze(1) - targets[0]).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.item() <= 1e-4  # the protocol asks at every step whether to stop
+
+    tensors = {n: t.clone().requires_grad_() for n, t in config.named(start).items()}
+    of_stack = torch.optim.Adam(list(tensors.values()), lr=5e-4)
+    template = Siren(config)
 
     def stacked() -> None:
-        model = Siren(config)
-        tensors = {n: t.clone().requires_grad_() for n, t in config.named(start[:STACKED_NETS]).items()}
-        optimizer = torch.optim.Adam(list(tensors.values()), lr=5e-4)
-        for _ in range(steps):
-            optimizer.zero_grad()
-            values = vmap(lambda t: functional_call(model, t, (points,)))(tensors).squeeze(2)
-            (values - targets[:STACKED_NETS]).square().mean(1).sum().backward()
-            optimizer.step()
+        of_stack.zero_grad()
+        values = vmap(lambda t: functional_call(template, t, (points,)))(tensors).squeeze(2)
+        (values - targets).square().mean(1).sum().backward()
+        of_stack.step()
 
-    def ours() -> None:
+    def lanes() -> Step:
         shape = (SIDE, SIDE) if inputs == 2 else None
-        fit_sirens(config, points, targets, start, fit, grid_shape=shape, machine=Machine(workers=threads))
+        engine = SirenGradient(config, points, CPU_LANES, shape)
+        nets = list(range(CPU_LANES))
+        results = Fitted(
+            start[nets].clone(), torch.zeros(CPU_LANES, dtype=torch.long), torch.zeros(CPU_LANES)
+        )
+        here = Lanes(engine, targets[nets], torch.zeros(CPU_LANES), FitConfig(5e-4, 10**9, None), results)
+        here.fill(nets, nets)
+        return here.step
 
-    return {
-        "loop": Entrant(LOOP_NETS, steps, loop),
-        "vmap": Entrant(STACKED_NETS, steps, stacked),
-        "nfopt": Entrant(nets, steps, ours),
-    }
+    ours = in_threads([lanes() for _ in range(threads)], threads)
+    return {"loop": (1, loop), "vmap": (STACKED, stacked), "nfopt": (CPU_LANES * threads**2, ours)}
 
 
-def classifier_entrants(name: str, steps: int, nets: int, threads: int) -> dict[str, Entrant]:
-    """Return the three ways to train classifiers of the digits."""
+def classifier_entrants(name: str, threads: int) -> Entrants:
+    """Return the three ways to train classifiers of the digits; for each the nets x steps of one call."""
     data = load_data("digits")
     options = {"hidden": [32, 32]} if name == "mlp" else {}
 
@@ -93,87 +109,72 @@ def classifier_entrants(name: str, steps: int, nets: int, threads: int) -> dict[
         return build_model(name, data.in_shape, 10, seed=seed, options=options)
 
     def run_of(seed: int) -> Run:
-        generator = torch.Generator().manual_seed(seed)
-        batches = torch.randint(len(data.train), (steps, BATCH), generator=generator)
+        batches = torch.randint(len(data.train), (1, BATCH), generator=torch.Generator().manual_seed(seed))
         start = {n: p.detach() for n, p in make(seed).named_parameters()}
-        return Run(start, 1e-3, 1e-2, batches, (steps,), batches[0], batches[0])
+        return Run(start, 1e-3, 1e-2, batches, (1,), batches[0], batches[0])
 
-    runs = [run_of(seed) for seed in range(nets)]
-    tested = Split(data.train.images, data.train.labels)
+    runs = [run_of(seed) for seed in range(RUN_LANES)]
+    images, labels = data.train.images, data.train.labels
+    model = make()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     def loop() -> None:
-        for run in runs[:LOOP_NETS]:
-            model = make()
-            model.load_state_dict(run.start)
-            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-            for batch in run.batches:
-                optimizer.zero_grad()
-                functional.cross_entropy(model(data.train.images[batch]), data.train.labels[batch]).backward()
-                optimizer.step()
+        batch = runs[0].batches[0]
+        optimizer.zero_grad()
+        functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+        optimizer.step()
+
+    tensors = {n: torch.stack([run.start[n] for run in runs]).requires_grad_() for n in runs[0].start}
+    of_stack = torch.optim.AdamW(list(tensors.values()), lr=1e-3)
+    template = make()
 
     def stacked() -> None:
-        model = make()
-        group = runs[:STACKED_NETS]
-        tensors: dict[str, Tensor] = {
-            n: torch.stack([run.start[n] for run in group]).requires_grad_() for n in group[0].start
-        }
-        optimizer = torch.optim.AdamW(list(tensors.values()), lr=1e-3)
-        for step in range(steps):
-            index = torch.stack([run.batches[step] for run in group])
-            optimizer.zero_grad()
-            outputs = vmap(lambda t, x: functional_call(model, t, (x,)))(tensors, data.train.images[index])
-            labels = data.train.labels[index].flatten()
-            losses = functional.cross_entropy(outputs.flatten(0, 1), labels, reduction="sum") / BATCH
-            losses.backward()
-            optimizer.step()
+        index = torch.cat([run.batches for run in runs])
+        of_stack.zero_grad()
+        outputs = vmap(lambda t, x: functional_call(template, t, (x,)))(tensors, images[index])
+        total = functional.cross_entropy(outputs.flatten(0, 1), labels[index].flatten(), reduction="sum")
+        (total / BATCH).backward()
+        of_stack.step()
 
-    def ours() -> None:
-        train_runs(make(), data.train, tested, runs, Machine(workers=threads))
-
-    return {
-        "loop": Entrant(LOOP_NETS, steps, loop),
-        "vmap": Entrant(STACKED_NETS, steps, stacked),
-        "nfopt": Entrant(nets, steps, ours),
-    }
+    groups = [Group(make(), data.train, data.test, runs) for _ in range(threads)]
+    ours = in_threads([lambda group=group: group.step(0) for group in groups], threads)
+    return {"loop": (1, loop), "vmap": (RUN_LANES, stacked), "nfopt": (RUN_LANES * threads**2, ours)}
 
 
-def measure(entrants: dict[str, Entrant], repetitions: int) -> dict[str, tuple[float, float]]:
-    """Return microseconds per net and step, of the clock and of processors: the best of interleaved runs."""
-    best = {name: (float("inf"), float("inf")) for name in entrants}
-    for repetition in range(repetitions + 1):
-        for name, entrant in entrants.items():
-            clock, processor = time.perf_counter(), time.process_time()
-            entrant.run()
-            scale = 1e6 / (entrant.nets * entrant.steps)
-            taken = (scale * (time.perf_counter() - clock), scale * (time.process_time() - processor))
-            if repetition:  # the first round warms up
-                best[name] = (min(best[name][0], taken[0]), min(best[name][1], taken[1]))
-    return best
+def measure(entrants: Entrants, repetitions: int, threads: int) -> dict[str, float]:
+    """Return microseconds per net and step: the lower decile of calls that take turns."""
+    now = time.process_time if threads == 1 else time.perf_counter
+    taken: dict[str, list[float]] = {name: [] for name in entrants}
+    for repetition in range(repetitions + 3):
+        for name, (nets, step) in entrants.items():
+            began = now()
+            step()
+            if repetition >= 3:  # the first ones warm up
+                taken[name].append(1e6 * (now() - began) / nets)
+    return {name: statistics.quantiles(times, n=10)[0] for name, times in taken.items()}
 
 
-def rows(threads: int, steps: int, repetitions: int) -> Iterator[str]:
+def rows(threads: int, repetitions: int) -> Iterator[str]:
     """Yield the lines of the table."""
-    yield "| nets | loop | vmap | nfopt | loop / nfopt, clock | loop / nfopt, processors |"
+    yield "| nets | loop | vmap | nfopt | loop / vmap | loop / nfopt |"
     yield "| --- | --- | --- | --- | --- | --- |"
     cases = {
-        "SIREN 2-32-32-1, 28 x 28 pixels": lambda: inr_entrants(2, steps, 16 * threads, threads),
-        "SIREN 1-32-32-1, 256 points": lambda: inr_entrants(1, steps, 16 * threads, threads),
-        "MLP 64-32-32-10, batch 64": lambda: classifier_entrants("mlp", 2 * steps, 32 * threads, threads),
-        "small CNN, 8 x 8, batch 64": lambda: classifier_entrants("small-cnn", steps, 16 * threads, threads),
+        "SIREN 2-32-32-1, 28 x 28 pixels": lambda: inr_entrants(2, threads),
+        "SIREN 1-32-32-1, 256 points": lambda: inr_entrants(1, threads),
+        "MLP 64-32-32-10, batch 64": lambda: classifier_entrants("mlp", threads),
+        "small CNN, 8 x 8, batch 64": lambda: classifier_entrants("small-cnn", threads),
     }
     for name, entrants in cases.items():
-        best = measure(entrants(), repetitions)
-        clocks = " | ".join(f"{best[entrant][0]:.0f}" for entrant in best)
-        ratios = [best["loop"][kind] / best["nfopt"][kind] for kind in (0, 1)]
-        yield f"| {name} | {clocks} | {ratios[0]:.1f} | {ratios[1]:.1f} |"
+        best = measure(entrants(), repetitions, threads)
+        times = " | ".join(f"{value:.0f}" for value in best.values())
+        yield f"| {name} | {times} | {best['loop'] / best['vmap']:.1f} | {best['loop'] / best['nfopt']:.1f} |"
 
 
 def main() -> None:
     """Print the table, and write it where asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--threads", type=int, default=1, help="threads that each contestant may use")
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--repetitions", type=int, default=4)
+    parser.add_argument("--repetitions", type=int, default=150)
     parser.add_argument("--table", type=Path, help="also write the table here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -183,7 +184,7 @@ def main() -> None:
         "",
     ]
     print(lines[0])
-    for line in rows(options.threads, options.steps, options.repetitions):
+    for line in rows(options.threads, options.repetitions):
         print(line, flush=True)
         lines.append(line)
     if options.table:
