@@ -2,7 +2,7 @@
 
 from nfopt.experiments.alignment import Aligned, align
 from nfopt.experiments.bench import Bench
-from nfopt.experiments.canonical import canonical_siren
+from nfopt.experiments.canonical import canonical_relu, canonical_siren
 from nfopt.experiments.fitting import Fit, FitConfig, fit
 from nfopt.experiments.question import ExperimentError, Question
 from nfopt.experiments.readers import READERS, Reader, WeightReader, parameter_count, reader
@@ -36,6 +36,7 @@ __all__ = [
     "Task",
     "WeightReader",
     "align",
+    "canonical_relu",
     "canonical_siren",
     "fit",
     "paired",

@@ -2,17 +2,20 @@
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from nfopt.experiments.alignment import align
-from nfopt.experiments.canonical import canonical_siren
+from nfopt.experiments.canonical import canonical_relu, canonical_siren
 from nfopt.experiments.fitting import Augment
-from nfopt.experiments.forward import forward_of, omega_of
+from nfopt.experiments.forward import forward_of, is_siren, omega_of
 from nfopt.experiments.question import ExperimentError
 from nfopt.experiments.readers.reader import Preparation, Reader, check_readers
 from nfopt.experiments.tasks.task import Task
 from nfopt.progress import ProgressCallback, silent
 from nfopt.zoo import Permute, Zoo
+
+_POINTS = 5
 
 
 class Bench:
@@ -77,5 +80,29 @@ class Bench:
             first = int((zoo.side == 0).nonzero()[0])
             found = align(zoo.spec, zoo.tensors, zoo.net(first), progress=self._progress).tensors
         else:
-            found = canonical_siren(zoo.spec, zoo.tensors, omega_of(zoo))
+            found = self._canonical()
         return Zoo(zoo.spec, found, zoo.facts, zoo.side, zoo.card)
+
+    def _canonical(self) -> dict[str, Tensor]:
+        zoo, run = self.zoo, self.question.forward
+        if run is None:
+            omega_of(zoo)  # says what the card lacks
+            raise ExperimentError(
+                "the zoo does not say what its nets compute, so they have no canonical form."
+            )
+        if is_siren(zoo):
+            return canonical_siren(zoo.spec, zoo.tensors, omega_of(zoo))
+        found = canonical_relu(zoo.spec, zoo.tensors)
+        # No card tells whether every activation is a ReLU, but a few nets and inputs do.
+        points = torch.randn(_POINTS, self.question.inputs, generator=torch.Generator().manual_seed(0))
+        points = points.to(next(iter(found.values())))
+        before, after = (
+            run({name: tensor[:_POINTS] for name, tensor in nets.items()}, points)
+            for nets in (zoo.tensors, found)
+        )
+        if not torch.allclose(before, after, rtol=1e-3, atol=1e-3 * float(before.abs().mean())):
+            raise ExperimentError(
+                "nets whose neurons were scaled do not compute what they did, so they are no ReLU nets, and "
+                "have no canonical form here. Leave canonical readers out."
+            )
+        return found

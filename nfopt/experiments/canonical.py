@@ -1,4 +1,4 @@
-"""Canonical SIRENs: of all nets that differ in flipped signs and shifted phases, always the same one."""
+"""Canonical nets: of all that differ in signs, phases or scales of neurons, always the same one."""
 
 from collections.abc import Mapping
 from math import pi
@@ -10,6 +10,7 @@ from torch import Tensor
 from nfopt.experiments.question import ExperimentError
 from nfopt.symmetry import PermutationSpec
 from nfopt.weightspace import block_plan
+from nfopt.zoo.neuron_axes import check_scalable, scaled
 
 
 def canonical_siren(
@@ -57,6 +58,35 @@ def canonical_siren(
         result[biases[0]] = bias * sign
         for name in outgoing:
             result[name] = result[name] * (parity * sign)[..., None, :]
+    return result
+
+
+def canonical_relu(
+    spec: PermutationSpec, tensors: Mapping[str, Float[Tensor, "nets ..."]]
+) -> dict[str, Float[Tensor, "nets ..."]]:
+    """Return nets of ReLU units that compute the same as those given, every neuron's weights of length 1.
+
+    A unit relu(w x + b) read by a computes the same as (c w, c b, a / c) with c > 0, as for any activation
+    with f(c x) = c f(x). The incoming weights w, without the bias, are brought to norm 1, in the order of the
+    layers; a neuron without any stays as it is. Commutes with permutations.
+
+    Args:
+        spec: of nets of linear layers, convolutions and biases.
+        tensors: the nets, each [nets, *shape].
+
+    Raises:
+        ZooError: the nets have other parameters, such as those of a normalisation.
+    """
+    check_scalable(spec)
+    result = {name: tensor.clone() for name, tensor in block_plan(spec).canonical(tensors).items()}
+    for group, atom in spec.groups.items():
+        square = next(iter(result.values())).new_zeros(len(next(iter(result.values()))), atom.size)
+        for name, dim in spec.occurrences[group]:
+            entry = spec.tensors[name]
+            if entry.role != "bias" and entry.dims[dim] == "out":
+                square = square + result[name].movedim(dim + 1, 1).flatten(2).square().sum(2)
+        factor = torch.where(square > 0, square, 1).rsqrt()
+        result = scaled(spec, result, {group: factor})
     return result
 
 

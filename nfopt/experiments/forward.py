@@ -31,12 +31,17 @@ def omega_of(zoo: Zoo) -> float:
     return float(found)
 
 
+def is_siren(zoo: Zoo) -> bool:
+    """Return whether the zoo's card tells of SIRENs."""
+    return "omega_0" in _mapping(zoo.card, "architecture")
+
+
 def forward_of(zoo: Zoo) -> tuple[Forward | None, int]:
     """Return what the nets compute and the number of their inputs; None and 0 where the card does not say.
 
     A card says it of SIRENs, and of classifiers whose model is one of nfopt's by name.
     """
-    if "omega_0" in _mapping(zoo.card, "architecture"):
+    if is_siren(zoo):
         return partial(_siren, omega_of(zoo)), int(zoo.tensors["0.weight"].shape[-1])
     model = _mapping(zoo.card, "recipe", "nets", "model")
     shape = zoo.card.get("in_shape")

@@ -94,6 +94,20 @@ def test_classifiers_are_run_as_the_model_that_their_card_names():
     assert network(made.tensors).shape == (4, 1)
 
 
+def test_canonical_classifiers_are_checked_to_compute_what_they_did():
+    made, _ = classifier_zoo()
+    bench = Bench(made, Ranking())
+    found, _ = bench.prepared("canonical", None)
+    images = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
+    run = bench.question.forward
+    torch.testing.assert_close(run(found.tensors, images), run(made.tensors, images), rtol=1e-3, atol=1e-4)
+    bench = Bench(made, Ranking())
+    sigmoid = lambda tensors, inputs: run(tensors, inputs).sigmoid() + tensors["0.bias"].sum()  # noqa: E731
+    object.__setattr__(bench.question, "forward", sigmoid)
+    with pytest.raises(ExperimentError, match="no ReLU nets"):
+        bench.prepared("canonical", None)
+
+
 @pytest.mark.parametrize("name", ["no-such-model", "mlp", "tests.experiments.toys:ConvNet"])
 def test_a_card_that_names_another_model_or_code_to_import_says_nothing(name):
     made, _ = classifier_zoo(name)

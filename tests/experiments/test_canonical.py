@@ -4,9 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call
 
-from nfopt.experiments.canonical import canonical_siren
+from nfopt.experiments.canonical import canonical_relu, canonical_siren
 from nfopt.experiments.question import ExperimentError
+from nfopt.symmetry import trace_permutation_spec
+from nfopt.zoo import ScaleNeurons, ZooError
 from tests.experiments.toys import SIREN, conv_question, permuted, random_nets, siren_zoo, values
 
 OMEGA = SIREN.omega_0
@@ -60,3 +64,50 @@ def test_nets_of_another_form_are_refused():
     spec = conv_question().spec
     with pytest.raises(ExperimentError, match="SIRENs alone"):
         canonical_siren(spec, random_nets(spec, 3), OMEGA)
+
+
+RELU = nn.Sequential(
+    nn.Conv2d(1, 5, 3), nn.ReLU(), nn.Conv2d(5, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)
+).double()
+
+
+def relu_nets(nets=5, seed=0):
+    spec = trace_permutation_spec(RELU, torch.zeros(2, 1, 5, 5, dtype=torch.float64))
+    return spec, random_nets(spec, nets, seed)
+
+
+def outputs(tensors):
+    images = torch.randn(7, 1, 5, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    nets = len(next(iter(tensors.values())))
+    return torch.stack(
+        [functional_call(RELU, {n: t[i] for n, t in tensors.items()}, (images,)) for i in range(nets)]
+    )
+
+
+def test_canonical_relu_nets_compute_what_they_did_with_weights_of_length_one():
+    spec, nets = relu_nets()
+    found = canonical_relu(spec, nets)
+    torch.testing.assert_close(outputs(found), outputs(nets), rtol=1e-9, atol=1e-9)
+    for name in ("0.weight", "2.weight"):
+        torch.testing.assert_close(
+            found[name].flatten(2).norm(dim=2), torch.ones_like(found[name][:, :, 0, 0, 0])
+        )
+
+
+def test_scaled_neurons_leave_no_trace_and_renumbered_ones_commute():
+    spec, nets = relu_nets()
+    scaled = ScaleNeurons(spec, 1.0)(nets, torch.Generator().manual_seed(3))
+    one, other = canonical_relu(spec, nets), canonical_relu(spec, scaled)
+    moved = canonical_relu(spec, permuted(spec, nets))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(permuted(spec, one)[name], moved[name], rtol=1e-9, atol=1e-12)
+
+
+def test_neurons_without_weights_stay_and_norms_are_refused():
+    spec, nets = relu_nets()
+    nets["0.weight"][:, 2] = 0
+    assert torch.equal(canonical_relu(spec, nets)["0.bias"][:, 2], nets["0.bias"][:, 2])
+    normed = conv_question().spec
+    with pytest.raises(ZooError, match="cannot be scaled"):
+        canonical_relu(normed, random_nets(normed, 3))

@@ -53,7 +53,8 @@ class Reader:
             has `forward` and `fit_statistics` as `WeightReader` has.
         heads: the heads that it can have.
         prepare: what is done to every net first: nothing; "aligned" to one reference net by renumbering
-            neurons; or brought to the "canonical" of the nets that compute the same.
+            neurons; or brought to the "canonical" one of the nets that compute the same (`canonical_siren`,
+            `canonical_relu`).
         permutes: whether training renumbers the neurons of every net at random in every step.
         step: widths are multiples of it.
         probes: whether it runs the nets, and so needs `Question.forward`.
