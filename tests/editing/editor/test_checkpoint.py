@@ -1,11 +1,14 @@
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
-from nfopt.checkpoints import Checkpoint, save_checkpoint
+from nfopt.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from nfopt.editing import adapt
 from nfopt.editing.editor import EditorConfig, editor_checkpoint, read_editor
 from nfopt.errors import CheckpointError, UnknownNameError
+from nfopt.metrics import evaluate
 from tests.editing.editor.editor_nets import awake
 
 SMALL = EditorConfig(rounds=2, channels=5, element_channels=3)
@@ -41,3 +44,22 @@ def test_another_kind_of_checkpoint_is_refused(tmp_path):
 def test_the_nominal_editor_changes_no_weight_by_learning():
     editor = read_editor("nominal").editor
     assert not editor.network.element_out.weight.any()
+
+
+def test_the_bundled_editor_is_intact_and_says_where_it_comes_from():
+    loaded = read_editor("editor")
+    assert set(loaded.uses) == {"images", "labels"} and len(loaded.digest) == 64
+    assert load_checkpoint("editor", kind="weight-editor").card["recipe"]["kind"] == "train_editor"
+
+
+def test_the_bundled_editor_is_ahead_of_statistics_on_corruptions_that_it_never_saw(digits):
+    gains = []
+    for domain in ("brightness:4", "pixelate:4", "motion:3"):
+        target, test = digits.domain(domain, 16)
+        scores = []
+        for method, options in (("bn", {}), ("nf", {"checkpoint": "editor"})):
+            net = copy.deepcopy(digits.model)
+            adapt(net, target.images, method, options=options, gate=None).apply(net)
+            scores.append(evaluate(net, test.images, test.labels).accuracy)
+        gains.append(scores[1] - scores[0])
+    assert sum(gains) / len(gains) > 0.01
