@@ -21,6 +21,8 @@ from nfopt.zoo.zoo import ZooError
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 HARVEST_EVERY = 8
 CPU_LANES, GPU_LANES = 8, 2048
+CPU_POINTS = 8 * 28 * 28
+"""On a CPU there are more lanes where signals are short: so many points in all stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,12 @@ def fit_sirens(
         fit: learning rate and when to stop.
         peak: peak of each signal, for its signal-to-noise ratio; 1 without it.
         grid_shape: height and width, where the points are those of `grid(height, width)`; else None.
-        machine: nets side by side (8 on a CPU and 2,048 on a GPU) and threads; its device must be that of the
-            targets.
+        machine: nets side by side (8 or more on a CPU, 2,048 on a GPU) and threads; its device must be that
+            of the targets.
         report: hears how many nets are done, in one thread at a time.
     """
     machine = machine or Machine(targets.device)
-    lanes = machine.lanes_or(CPU_LANES, GPU_LANES)
+    lanes = machine.lanes_or(cpu_lanes(targets.shape[1]), GPU_LANES)
     workers = min(machine.threads, -(-len(targets) // lanes))
     peak = targets.new_ones(len(targets)) if peak is None else peak
     enough = targets.new_zeros(len(targets))
@@ -114,6 +116,11 @@ def fit_sirens(
     else:
         work()
     return results
+
+
+def cpu_lanes(points: int) -> int:
+    """Return how many nets are fitted side by side on a CPU to signals of so many points."""
+    return max(CPU_LANES, CPU_POINTS // points)
 
 
 class _Queue:

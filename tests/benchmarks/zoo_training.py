@@ -6,9 +6,9 @@
 Every row takes the same optimizer step of the same nets: in a loop (module, autograd, torch.optim), stacked
 (torch.func.vmap over the module, autograd, torch.optim over the stacked parameters) and as `nfopt.zoo` does.
 Times are per net and step: processor time with one thread, time of the clock with several. Single steps of
-the contestants take turns, a hundred times or more, and the lower decile counts, for other work on the machine
-disturbs most of the steps, but not all. Nets that are done early are not part of it: a loop stops each of them
-at no cost, and `nfopt.zoo` within eight steps.
+the contestants take turns, a hundred times or more, and the lower decile counts: other work on the machine
+disturbs most of the steps, but not all. Nets that are done early are not part of it: a loop stops each at no
+cost, and `nfopt.zoo` within eight steps.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from nfopt.zoo import FitConfig, Siren, SirenConfig
 from nfopt.zoo.runs import CPU_LANES as RUN_LANES
 from nfopt.zoo.runs import Group, Run
 from nfopt.zoo.siren import grid
-from nfopt.zoo.siren_fit import CPU_LANES, Fitted, Lanes
+from nfopt.zoo.siren_fit import Fitted, Lanes, cpu_lanes
 from nfopt.zoo.siren_gradient import SirenGradient
 
 COMMAND = "OMP_NUM_THREADS=1 python -m tests.benchmarks.zoo_training --table tests/benchmarks/zoo_training.md"
-SIDE, POINTS, BATCH, STACKED = 28, 256, 64, 16
+SIDE, POINTS, BATCH = 28, 256, 64
 Step = Callable[[], object]
 Entrants = dict[str, tuple[int, Step]]
 
@@ -63,8 +63,9 @@ def inr_entrants(inputs: int, threads: int) -> Entrants:
     """Return the three ways to fit SIRENs to random signals; for each the nets x steps of one call."""
     config = SirenConfig(inputs)
     points = grid(SIDE, SIDE) if inputs == 2 else torch.linspace(-1, 1, POINTS).unsqueeze(1)
-    targets = torch.rand(STACKED, len(points))
-    start = torch.stack([config.start(torch.Generator().manual_seed(i)) for i in range(STACKED)])
+    count = cpu_lanes(len(points))
+    targets = torch.rand(count, len(points))
+    start = torch.stack([config.start(torch.Generator().manual_seed(i)) for i in range(count)])
     model = Siren(config)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
 
@@ -87,17 +88,14 @@ def inr_entrants(inputs: int, threads: int) -> Entrants:
 
     def lanes() -> Step:
         shape = (SIDE, SIDE) if inputs == 2 else None
-        engine = SirenGradient(config, points, CPU_LANES, shape)
-        nets = list(range(CPU_LANES))
-        results = Fitted(
-            start[nets].clone(), torch.zeros(CPU_LANES, dtype=torch.long), torch.zeros(CPU_LANES)
-        )
-        here = Lanes(engine, targets[nets], torch.zeros(CPU_LANES), FitConfig(5e-4, 10**9, None), results)
-        here.fill(nets, nets)
+        engine = SirenGradient(config, points, count, shape)
+        results = Fitted(start.clone(), torch.zeros(count, dtype=torch.long), torch.zeros(count))
+        here = Lanes(engine, targets, torch.zeros(count), FitConfig(5e-4, 10**9, None), results)
+        here.fill(list(range(count)), list(range(count)))
         return here.step
 
     ours = in_threads([lanes() for _ in range(threads)], threads)
-    return {"loop": (1, loop), "vmap": (STACKED, stacked), "nfopt": (CPU_LANES * threads**2, ours)}
+    return {"loop": (1, loop), "vmap": (count, stacked), "nfopt": (count * threads**2, ours)}
 
 
 def classifier_entrants(name: str, threads: int) -> Entrants:
