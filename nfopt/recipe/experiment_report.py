@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import floor, isfinite, log10
 from typing import Any
 
 from nfopt.experiments.scores import Spread, paired, spread
@@ -84,7 +85,7 @@ class Report:
 
     def shown(self, score: float) -> str:
         """Return one score as the table shows it."""
-        return spread([score]).shown(_digits(self), self.factor)
+        return _text(self, spread([score]))
 
     def cell(self, reader: str, nets: int | None) -> Cell:
         """Return one cell."""
@@ -105,13 +106,12 @@ def table(report: Report, notes: Sequence[str]) -> Table:
     sizes = report.sizes
     single = len(sizes) == 1
     reference = report.cell(report.reference, sizes[-1])
-    digits = _digits(report)
     rows = []
     for name in dict.fromkeys(cell.reader for cell in report.cells):
         cells = [report.cell(name, nets) for nets in sizes]
         last = cells[-1]
-        shown = [_shown(report, cell, digits) for cell in cells]
-        difference = [_difference(report, last, reference, digits)] if single else []
+        shown = [_shown(report, cell) for cell in cells]
+        difference = [_difference(report, last, reference)] if single else []
         lr = f"{last.lr:g}{'*' if last.at_edge else ''}"
         rows.append((last.label, f"{last.parameters:,}", *shown, *difference, lr, f"{last.seconds:.0f}"))
     scores = [report.unit if nets is None else f"{nets}\nnets" for nets in sizes]
@@ -128,15 +128,15 @@ def table(report: Report, notes: Sequence[str]) -> Table:
     return Table(title, columns, tuple(rows), (*notes, *more))
 
 
-def _shown(report: Report, cell: Cell, digits: int) -> str:
+def _shown(report: Report, cell: Cell) -> str:
     if not cell.known:
         return "diverged"
-    text = spread(cell.known).shown(digits, report.factor)
+    text = _text(report, spread(cell.known))
     whole = len(cell.known) == len(cell.scores)
     return text if whole else f"{text} ({len(cell.known)} of {len(cell.scores)})"
 
 
-def _difference(report: Report, cell: Cell, reference: Cell, digits: int) -> str:
+def _difference(report: Report, cell: Cell, reference: Cell) -> str:
     if cell.reader == reference.reader:
         return ""
     pairs = [(a, b) for a, b in zip(cell.scores, reference.scores, strict=True) if None not in (a, b)]
@@ -144,13 +144,13 @@ def _difference(report: Report, cell: Cell, reference: Cell, digits: int) -> str
         return ""
     found: Spread = paired([a for a, _ in pairs if a is not None], [b for _, b in pairs if b is not None])
     sign = "+" if found.mean > 0 else ""
-    return sign + found.shown(digits, report.factor)
+    return sign + _text(report, found)
 
 
-def _digits(report: Report) -> int:
-    """Return how many digits behind the point show three figures of the smallest score."""
-    if report.metric == "accuracy":
-        return 1
-    sizes = [abs(value) for cell in report.cells for value in cell.known if value]
-    least = min(sizes, default=1.0)
-    return max(3, min(6, 3 - int(f"{least:e}".split("e")[1]) - 1))
+def _text(report: Report, found: Spread) -> str:
+    """Return a mean and its error with three figures of the mean, accuracies with one behind the point."""
+    size = abs(report.factor * found.mean)
+    digits = 1 if report.metric == "accuracy" else 2
+    if report.metric != "accuracy" and isfinite(size) and 0 < size < 1:
+        digits = min(6, 2 - floor(log10(size)))
+    return found.shown(digits, report.factor)

@@ -218,3 +218,12 @@ def test_a_zoo_is_read_or_made_never_both_and_never_neither(recipe):
     assert len(faults) == 1 and "either a file or a zoo to make" in str(faults[0])
     both = "zoo.make={nets: {family: inr_sines}, counts: {train: 3}}"
     assert "either a file or a zoo to make" in str(recipe_faults(recipe, [both])[0])
+
+
+def test_scores_of_all_sizes_show_three_figures():
+    cells = (cell("a", (9.5099, 9.5101)), cell("b", (0.000812, 0.000814)))
+    rows = table(Report("mse", False, "b", "", cells, {}), ()).rows
+    assert [row[2] for row in rows] == ["9.51±0.00", "0.000813±0.000001"]
+    assert rows[0][3] == "+9.51±0.00"
+    accuracies = Report("accuracy", True, "b", "", (cell("b", (0.51234, 0.51236)),), {})
+    assert table(accuracies, ()).rows[0][2] == "51.2±0.0"
