@@ -55,7 +55,7 @@ def test_the_bundled_editor_is_intact_and_says_where_it_comes_from():
 def test_the_bundled_editor_is_ahead_of_statistics_on_corruptions_that_it_never_saw(digits):
     gains = []
     for domain in ("brightness:4", "pixelate:4", "motion:3"):
-        target, test = digits.domain(domain, 16)
+        target, test = digits.domain(domain, 64)
         scores = []
         for method, options in (("bn", {}), ("nf", {"checkpoint": "editor"})):
             net = copy.deepcopy(digits.model)
