@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from nfopt.checkpoints import load_checkpoint, save_checkpoint
@@ -191,7 +191,7 @@ def _searched(recipe: TrainMaskRecipe, network: MaskNetwork, context: RunContext
 
 def _compared(
     recipe: TrainMaskRecipe, network: MaskNetwork, numbers: tuple[Tensor, Tensor], context: RunContext
-) -> JsonValue:
+) -> dict[str, Any]:
     """Return the mean log validation loss of each way on every task, over fresh nets and densities."""
     nominal = torch.zeros_like(numbers[0])
     ways = {"synflow": nominal, "imitated": numbers[0], "searched": numbers[1]}
