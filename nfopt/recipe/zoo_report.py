@@ -132,7 +132,7 @@ def _accuracies(zoo: Zoo) -> Figure:
     drawn = "learning_rate" in zoo.facts
     figure = Figure(figsize=(9, 4) if drawn else (5.5, 4), layout="constrained")
     cells: Sequence[Axes] = np.atleast_1d(figure.subplots(1, 2 if drawn else 1)).tolist()
-    bins = np.linspace(min(accuracy.min(), 100 - 1), 100, 41).tolist()
+    bins = np.linspace(accuracy.min() - 0.5, accuracy.max() + 0.5, 41).tolist()
     groups = [accuracy[checkpoint == k] for k in range(len(shares))]
     labels = ["at the end" if share == 1 else f"after {100 * share:g} % of the run" for share in shares]
     colours = [COLOURS[k % len(COLOURS)] for k in range(len(shares))]

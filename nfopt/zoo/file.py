@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 
 from nfopt.atomic import replacing
 from nfopt.errors import PermutationSpecError
@@ -42,7 +42,8 @@ def save_zoo(path: Path | str, zoo: Zoo, *, overwrite: bool = False) -> None:
     # Cloned: two names may be views of one memory, which safetensors refuses.
     stored = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in stored.items()}
     with replacing(path) as partial:
-        save_file(stored, partial, metadata=metadata)
+        # Not by safetensors' own writer: it makes files that nobody else may read.
+        partial.write_bytes(to_bytes(stored, metadata=metadata))
 
 
 def load_zoo(path: Path | str) -> Zoo:

@@ -33,6 +33,13 @@ def test_a_zoo_comes_back_as_it_was_written(path, dtype):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_others_may_read_a_zoo_as_they_may_any_new_file(path):
+    save_zoo(path, toy_zoo())
+    other = path.with_name("other")
+    other.write_bytes(b"")
+    assert path.stat().st_mode == other.stat().st_mode
+
+
 def test_an_existing_file_is_not_overwritten_unasked(path):
     save_zoo(path, toy_zoo())
     with pytest.raises(ZooError, match="exists"):
