@@ -71,11 +71,12 @@ class MaskProposal:
 class MaskNetwork(nn.Module):
     """Two heads that stay apart: one ranks the weights within a tensor, one shares out what is kept.
 
-        ranking     r = bounded(gain x element outputs of a role-tied network), centred in each tensor
+        ranking     r = bounded(gain x what a network says of each element), centred in each tensor
         allocation  a = bounded(linear in the tensor's inputs)
 
-    Both begin at zero, where the mask is SynFlow's. Renumbering neurons renumbers `ranking` and leaves
-    `allocation` alone; the same weights serve every architecture and width.
+    The network's weights belong to roles, never to a layer: a `RoleTiedNetwork`, in which neurons exchange,
+    or `PointwiseRanking`. Both heads begin at zero, where the mask is SynFlow's. Renumbering neurons
+    renumbers `ranking` and leaves `allocation` alone; the same weights serve every architecture and width.
 
     Args:
         config: sizes.
