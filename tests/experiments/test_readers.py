@@ -186,3 +186,16 @@ def test_parameters_of_roles_that_the_nets_lack_do_not_count_and_change_no_answe
         assert torch.equal(network(nets), answer)
     total = sum(p.numel() for p in network.parameters())
     assert parameter_count(network) == reached < 0.5 * total
+
+
+def test_the_role_tied_head_reads_what_differs_from_net_to_net():
+    """Pooled tokens enter the head with mean 0 and spread 1 over the zoo, however little they differ."""
+    network, nets = made("role_tied"), random_nets(SPEC, 50)
+    network.fit_statistics(nets)
+    seen = []
+    network.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network(nets)
+    torch.testing.assert_close(seen[0].mean(0), torch.zeros_like(seen[0][0]), atol=1e-6, rtol=0)
+    varying = network.pooled_scale.scale != 1
+    torch.testing.assert_close(seen[0].std(0, correction=0)[varying], torch.ones(int(varying.sum())).double())
+    assert varying.float().mean() > 0.5

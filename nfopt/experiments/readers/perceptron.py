@@ -1,6 +1,6 @@
 """Perceptron: the multilayer perceptron that ends readers, and its standardised inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -15,10 +15,17 @@ class Perceptron(nn.Module):
     Args:
         widths: channels in, of each hidden layer, and out.
         generator: source of the initial weights.
+        activation: in the place of ReLU.
     """
 
-    def __init__(self, widths: Sequence[int], generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        generator: torch.Generator,
+        activation: Callable[[Tensor], Tensor] = F.relu,
+    ) -> None:
         super().__init__()
+        self.activation = activation
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for i, (inputs, outputs) in enumerate(pairwise(widths)):
             gain = (1 if i == len(widths) - 2 else 2) / inputs
@@ -28,7 +35,7 @@ class Perceptron(nn.Module):
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Apply the layers to the last dimension."""
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = F.linear(x if i == 0 else F.relu(x), weight.mT, bias)
+            x = F.linear(x if i == 0 else self.activation(x), weight.mT, bias)
         return x
 
 

@@ -2,14 +2,16 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nfopt.experiments.question import Question, Tensors
 from nfopt.experiments.readers.perceptron import Perceptron, Standardiser
 from nfopt.experiments.readers.reader import WeightReader, reader
-from nfopt.nn import RoleTiedConfig, RoleTiedNetwork
+from nfopt.nn import RoleTiedConfig, RoleTiedNetwork, RoleTiedOutput
 from nfopt.weightspace import FeatureBlocks, WeightSpaceFeatures, block_plan
 
 LAYERS = 3
+STATISTICS_NETS = 512
 
 
 class RoleTied(WeightReader):
@@ -22,7 +24,9 @@ class RoleTied(WeightReader):
 
     The vector of a net is read by a perceptron off the mean and the spread of the tokens of each atom, and
     off the network's own readout, which averages over atoms: the trunk knows any architecture, the head this
-    spec's. With `own_head` there is only the readout.
+    spec's. Means over neurons differ little from net to net, so they are standardised over the zoo as they
+    are before training; read as they come, the few ReLUs of a narrow head died within thirty steps. With
+    `own_head` there is only the readout.
 
     Args:
         question: what to answer.
@@ -57,7 +61,8 @@ class RoleTied(WeightReader):
         self.head = None
         if not equivariant and not own_head:
             read = readouts + 2 * width * len(plan.atoms)
-            self.head = Perceptron([read, width, question.outputs], generator)
+            self.pooled_scale = Standardiser(read)
+            self.head = Perceptron([read, width, question.outputs], generator, F.silu)
 
     def fit_statistics(self, tensors: Tensors) -> None:
         """Take mean and standard deviation of each feature over the nets, block by block."""
@@ -65,6 +70,10 @@ class RoleTied(WeightReader):
         for scale, values in zip(self.element_scales, found.elements, strict=True):
             scale.fit(values)  # pyright: ignore[reportCallIssue]
         self.tensor_scale.fit(found.tensors.flatten(1))
+        if self.head is not None:
+            some = {name: tensor[:STATISTICS_NETS] for name, tensor in tensors.items()}
+            with torch.no_grad():
+                self.pooled_scale.fit(self._pooled(self.network(self._standardised(some))))
 
     def forward(self, tensors: Tensors) -> Tensor | dict[str, Tensor]:
         """Return what is read off each net."""
@@ -78,13 +87,17 @@ class RoleTied(WeightReader):
             }
         if self.head is None:
             return found.readout * scale
+        return self.head(self.pooled_scale(self._pooled(found))) * scale
+
+    @staticmethod
+    def _pooled(found: RoleTiedOutput) -> Tensor:
         pooled = [found.readout]
         for values in found.neurons.values():
             mean = values.mean(-2)
             pooled.append(mean)
             # The norm has a gradient of zero, not infinity, where neurons are alike.
             pooled.append(torch.linalg.vector_norm(values - mean[:, None], dim=-2) / values.shape[-2] ** 0.5)
-        return self.head(torch.cat(pooled, dim=-1)) * scale
+        return torch.cat(pooled, dim=-1)
 
     @torch.enable_grad()
     def count_parameters(self) -> int:
