@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nfopt.editing import Edit, adapt
     from nfopt.errors import NfoptError, NfoptWarning
     from nfopt.optim import NFOptimizer
     from nfopt.optim.timm_registry import register_timm
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
 
 __version__ = version("nfopt")
 __all__ = [
+    "Edit",
     "NFOptimizer",
     "NfoptError",
     "NfoptWarning",
     "PermutationSpec",
     "PruningMask",
     "__version__",
+    "adapt",
     "prune",
     "prune_channels",
     "register_timm",
@@ -29,11 +32,13 @@ __all__ = [
     "verify",
 ]
 _HOMES = {
+    "Edit": "nfopt.editing",
     "NfoptError": "nfopt.errors",
     "NFOptimizer": "nfopt.optim",
     "NfoptWarning": "nfopt.errors",
     "PermutationSpec": "nfopt.symmetry",
     "PruningMask": "nfopt.pruning",
+    "adapt": "nfopt.editing",
     "prune": "nfopt.pruning",
     "prune_channels": "nfopt.pruning",
     "register_timm": "nfopt.optim.timm_registry",

@@ -41,6 +41,17 @@ def test_the_pruning_example_keeps_a_tenth_and_removes_half_of_the_neurons():
     assert kept == round(0.1 * (20 * 64 + 64 * 5))
 
 
+def test_the_editing_example_is_accepted_and_taken_back():
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    exec(compile(blocks("python")[2], "README.md", "exec"), names)
+    edit, model = names["edit"], names["model"]
+    assert edit.accepted
+    assert abs(float(model[1].running_mean.mean())) < 0.2
+    edit.apply(model)
+    assert float(model[1].running_var.mean()) > 1.5
+
+
 def test_the_two_commands_of_the_newcomer_are_there():
     assert "pip install . && nfopt run recipes/quickstart.yaml" in README
     assert "pip install '.[test]' && pytest" in README
