@@ -12,6 +12,7 @@ DAMP_FROM = 2.0  # nats above the usual gradient norm where the learned part beg
 DAMP_TO = 4.0  # nats where only the nominal optimizer is left (x55), and where gradients are clipped
 CLIP_AFTER = 3  # steps before a gradient can be told to be absurd
 SETTLE_STEPS = 10  # steps before "usual" means anything
+EARLY_RATIO = 16.0  # of mean squares; gradients of single batches differ by less
 TINY = 1e-37
 SILENT = -42.0  # log norms below are those of gradients that are exactly zero, and say nothing of the usual
 
@@ -57,17 +58,22 @@ def clip_factor(
     return torch.where((step > CLIP_AFTER) & (usual > SILENT), torch.exp(-over), torch.ones_like(over))
 
 
-def early_power_ceiling(usual: Float[Tensor, "..."], step: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return the largest mean square that a gradient may be remembered with: DAMP_TO above the usual.
+def early_power_ceiling(
+    usual: Float[Tensor, "..."], gained: Float[Tensor, "..."], step: Float[Tensor, "..."]
+) -> Float[Tensor, "..."]:
+    """Return the largest mean square that a tensor's gradients may be remembered with in the first steps.
 
-    It holds in the first SETTLE_STEPS steps only, while an absurd gradient passes for a usual one; later the
-    usual may fall far below the largest, and that tells that a tensor has arrived.
+    While an absurd gradient passes for a usual one, it would be taken for the largest, beside which all later
+    ones look as if the tensor had arrived. So for SETTLE_STEPS steps nothing above DAMP_TO of the usual, nor
+    above EARLY_RATIO of this step's mean square, is remembered. Later the usual may fall far below the
+    largest, and that tells that a tensor has arrived.
 
     Args:
         usual: the moving average of the log norms, this step included.
+        gained: mean squares of this step's gradients.
         step: steps taken before this one.
     """
-    ceiling = torch.exp(2.0 * (usual.clamp(max=40.0) + DAMP_TO))
+    ceiling = torch.minimum(torch.exp(2.0 * (usual.clamp(max=40.0) + DAMP_TO)), EARLY_RATIO * gained)
     return torch.where(step < SETTLE_STEPS, ceiling, torch.full_like(ceiling, torch.inf))
 
 

@@ -116,7 +116,7 @@ def weigh(
     power = torch.lerp(before[POWER], gained, 1 - rates.fast)
     usual_now = torch.where(finite[..., None], guard.update_usual(usual, current, step), usual)
     # What the first steps' absurd gradients, which nothing could clip, would leave behind for good.
-    ceiling = guard.early_power_ceiling(usual_now, step)
+    ceiling = guard.early_power_ceiling(usual_now, gained, step)
     power = torch.minimum(power, ceiling)
     unbiased = power / (1 - rates.fast ** taken.clamp(min=1.0))
     # The first steps' gradients are often many times as large as any later one, and no measure of arrival.

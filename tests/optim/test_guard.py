@@ -1,8 +1,11 @@
 """The guard's pure parts, and what they do to a training."""
 
+import pytest
 import torch
 
 from nfopt.optim import guard
+from nfopt.optim.directions import MomentumRates, liveness
+from nfopt.optim.moments import SCALAR_STATE, weigh
 from tests.optim.loops import build
 from tests.optim.models import mlp
 
@@ -75,3 +78,19 @@ def test_a_layer_that_wakes_up_late_moves_at_once_like_the_others() -> None:
             optimizer.step()
         moved[silent_steps] = float((model[2].weight.detach() - before).norm())
     assert 0.5 < moved[50] / moved[0] < 2.0
+
+
+@pytest.mark.parametrize("when", [0, 4])
+def test_an_absurd_early_gradient_does_not_make_all_later_ones_look_small(when: int) -> None:
+    rates = MomentumRates()
+    state = {f"w/{key}": torch.zeros(()) for key in SCALAR_STATE}
+    for step in range(15):
+        square = torch.tensor([1e8 if step == when else 1.0])
+        numbers = weigh(square, state, ("w",), rates)
+        state = numbers.state(("w",))
+    assert float(liveness(numbers.power, numbers.peak)) > 0.5
+    # A gradient that is large for some time is no accident, and is remembered once the first steps are over.
+    for step in range(40):
+        numbers = weigh(torch.tensor([100.0 if step < 20 else 0.01]), state, ("w",), rates)
+        state = numbers.state(("w",))
+    assert float(liveness(numbers.power, numbers.peak)) < 0.3

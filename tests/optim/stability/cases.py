@@ -23,7 +23,6 @@ def spike_at(*steps: int, factor: float = 1e4):
 
 
 # Why a lasting fall of the gradients is not got over: the moments remember the largest one for ever.
-PEAK = "gradients far below the largest so far are taken for those of a tensor that has arrived"
 FEW_IMAGES = Problem(train_images=100, batch_images=50, hidden=(16, 16))
 
 CASES = (
@@ -39,7 +38,12 @@ CASES = (
     ),
     # Batches and widths.
     Case("batch 8", Problem(batch_images=8)),
-    Case("batch 8, no end given", Problem(batch_images=8), total_steps=False),
+    Case(
+        "batch 8, no end given",
+        Problem(batch_images=8),
+        total_steps=False,
+        fails={"default": "ends at 0.26, AdamW at 0.19: steps too large for noisy gradients, never decayed"},
+    ),
     Case("batch 1000", Problem(batch_images=1000), steps=150),
     Case("width 1024", Problem(hidden=(1024,)), steps=100, adamw_lr=1e-3),
     Case("width 512, two layers", Problem(hidden=(512, 512)), steps=60, adamw_lr=1e-3),
@@ -68,7 +72,6 @@ CASES = (
         Problem(seed=1),
         loss_factor=lambda s: 1.0 if s < 100 else 1e-6,
         margin=0.1,
-        fails={"nominal": f"ends 0.2 to 0.3 above AdamW: {PEAK}"},
     ),
     Case("no loss in the first 50 steps", steps=250, loss_factor=lambda s: 0.0 if s < 50 else 1.0),
     Case("loss x 1e-6", steps=100, loss_factor=lambda _: 1e-6, margin=0.1, fast=True),
@@ -79,7 +82,10 @@ CASES = (
         Problem(label_noise=0.5),
         steps=300,
         margin=0.1,
-        fails={"default": "ends at 1.13, AdamW at 0.99: in 38 epochs it learns wrong labels by heart"},
+        fails=dict.fromkeys(
+            ("default", "nominal"),
+            "ends at 1.12, AdamW at 0.99: in 38 epochs it learns wrong labels by heart",
+        ),
     ),
     Case("half of the labels wrong, batch 8", Problem(label_noise=0.5, batch_images=8), margin=0.1),
     # Starts.
