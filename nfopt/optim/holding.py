@@ -83,12 +83,13 @@ class Whole:
     def groups(self, matrices: Sequence[int]) -> list[tuple[int, ...]]:
         """Return matrices of one shape, as many as are worth a batch, and every other tensor on its own."""
         groups: list[tuple[int, ...]] = []
+        orthogonal = set(matrices)
         for members in directions.equal_shapes([self.layouts[i] for i in matrices]):
             layout = self.layouts[matrices[members[0]]]
             most = max(1, MOST_ELEMENTS // (layout.out_size * layout.in_size * layout.rest_size))
             chosen = [matrices[i] for i in members]
             groups += [tuple(chosen[k : k + most]) for k in range(0, len(chosen), most)]
-        return groups + [(i,) for i in range(len(self.layouts)) if i not in set(matrices)]
+        return groups + [(i,) for i in range(len(self.layouts)) if i not in orthogonal]
 
     def orthogonal(self, momenta: Tensors, chosen: Sequence[int]) -> list[Tensor]:
         """Orthogonalise tensors of one shape in one batch."""

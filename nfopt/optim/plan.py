@@ -87,19 +87,20 @@ class Plan:
             else:
                 moves = self.holding.adam(found, second, group)
             updates = {
-                names[i]: self._scaled(m, params[names[i]], i) for i, m in zip(group, moves, strict=True)
+                names[i]: self._scaled(move, params[names[i]], i, decayed=i in matrices)
+                for i, move in zip(group, moves, strict=True)
             }
             yield Part(updates, kept)
 
     def _scaled(
-        self, move: Float[Tensor, "..."], param: Float[Tensor, "..."], position: int
+        self, move: Float[Tensor, "..."], param: Float[Tensor, "..."], position: int, *, decayed: bool
     ) -> Float[Tensor, "..."]:
         """Return a tensor's update: its direction with step size, gains and weight decay."""
         k = len(self.incidence.layouts[position].shape)
         cut = self.holding.cut
         update = move * (-spread(self.sizes[..., position], k) * cut(self._gain("out", position), position))
         columns = cut(self._gain("in", position), position) if self._has_columns(position) else None
-        if position not in self.matrices:
+        if not decayed:
             return (update if columns is None else update * columns).to(param.dtype)
         decay = param.to(update.dtype) * -spread(self.shrink[..., position], k)
         return (decay + update if columns is None else torch.addcmul(decay, update, columns)).to(param.dtype)

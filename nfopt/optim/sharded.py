@@ -50,7 +50,8 @@ class Sharded:
 
     def groups(self, matrices: Sequence[int]) -> list[tuple[int, ...]]:
         """Return all matrices, which are exchanged at once, and all other tensors."""
-        others = tuple(i for i in range(len(self.layouts)) if i not in set(matrices))
+        orthogonal = set(matrices)
+        others = tuple(i for i in range(len(self.layouts)) if i not in orthogonal)
         return [group for group in (tuple(matrices), others) if group]
 
     def orthogonal(self, momenta: Tensors, chosen: Sequence[int]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,18 +23,10 @@ class Classification(Task):
         classes: number of classes; 0 counts those of the whole zoo.
     """
 
+    metric: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
     fact: str = "label"
     classes: int = 0
-
-    @property
-    def metric(self) -> str:
-        """The score that methods are compared by."""
-        return "accuracy"
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a higher score is the better one."""
-        return True
 
     def question(self, zoo: Zoo, forward: Forward | None = None, inputs: int = 0) -> Question:
         """Return what a reader is asked: a logit per class."""

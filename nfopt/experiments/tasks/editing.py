@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -34,6 +35,8 @@ class Editing(Task):
         nets: number of edited nets whose images are averaged.
     """
 
+    metric: ClassVar[str] = "mse"
+    higher_is_better: ClassVar[bool] = False
     edit: str = "dilate"
     size: int = 28
     output_scale: float = 0.01
@@ -46,16 +49,6 @@ class Editing(Task):
             raise ExperimentError(f"size is {self.size}; images of 3 x 3 pixels are the smallest to edit.")
         if self.nets < 1:
             raise ExperimentError(f"nets is {self.nets}; the images of 1 or more edited nets are averaged.")
-
-    @property
-    def metric(self) -> str:
-        """The score that methods are compared by."""
-        return "mse"
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a higher score is the better one."""
-        return False
 
     def question(self, zoo: Zoo, forward: Forward | None = None, inputs: int = 0) -> Question:
         """Return what a reader is asked: tensors of the nets' shapes."""

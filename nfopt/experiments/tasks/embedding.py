@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -32,6 +33,8 @@ class Embedding(Task):
         temperature: of the loss.
     """
 
+    metric: ClassVar[str] = "mse"
+    higher_is_better: ClassVar[bool] = False
     view: Transform
     facts: tuple[str, ...] = ("amplitude", "frequency")
     dimensions: int = 16
@@ -42,16 +45,6 @@ class Embedding(Task):
             raise ExperimentError(
                 "an embedding needs facts to be probed for, 2 or more dimensions and a temperature above 0."
             )
-
-    @property
-    def metric(self) -> str:
-        """The score that methods are compared by."""
-        return "mse"
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a higher score is the better one."""
-        return False
 
     def question(self, zoo: Zoo, forward: Forward | None = None, inputs: int = 0) -> Question:
         """Return what a reader is asked: an embedding per net."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,17 +22,9 @@ class Regression(Task):
         fact: name of the fact, one number per net.
     """
 
+    metric: ClassVar[str] = "mse"
+    higher_is_better: ClassVar[bool] = False
     fact: str = "frequency"
-
-    @property
-    def metric(self) -> str:
-        """The score that methods are compared by."""
-        return "mse"
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a higher score is the better one."""
-        return False
 
     def question(self, zoo: Zoo, forward: Forward | None = None, inputs: int = 0) -> Question:
         """Return what a reader is asked: a number per net."""
@@ -93,18 +85,10 @@ class Ranking(Task):
         kind: "bce" or "mse".
     """
 
+    metric: ClassVar[str] = "tau"
+    higher_is_better: ClassVar[bool] = True
     fact: str = "test_accuracy"
     kind: Literal["bce", "mse"] = "bce"
-
-    @property
-    def metric(self) -> str:
-        """The score that methods are compared by."""
-        return "tau"
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a higher score is the better one."""
-        return True
 
     def question(self, zoo: Zoo, forward: Forward | None = None, inputs: int = 0) -> Question:
         """Return what a reader is asked: a logit of accuracy per net."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,17 +22,14 @@ class Task(ABC):
     """One question about every net of a zoo; the leaves are its kinds.
 
     A task is prepared with `targets` once, and then knows the loss of some nets and the scores of a side.
+
+    Attributes:
+        metric: the score that methods are compared and chosen by; a key of what `scores` returns.
+        higher_is_better: whether a higher score is the better one.
     """
 
-    @property
-    @abstractmethod
-    def metric(self) -> str:
-        """The score that methods are compared and chosen by; a key of what `scores` returns."""
-
-    @property
-    @abstractmethod
-    def higher_is_better(self) -> bool:
-        """Whether a higher score is the better one."""
+    metric: ClassVar[str]
+    higher_is_better: ClassVar[bool]
 
     @abstractmethod
     def question(self, zoo: Zoo, forward: Forward | None = None, inputs: int = 0) -> Question:
