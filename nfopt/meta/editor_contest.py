@@ -14,8 +14,8 @@ from nfopt.editing import Finetune, Method
 from nfopt.editing.methods import Task
 from nfopt.errors import EditingError
 from nfopt.meta.editor_tasks import CLEAN, few_of_each
-from nfopt.meta.seeds import derive_seed, generator
 from nfopt.metrics import evaluate
+from nfopt.seeds import derive_seed, generator
 
 UNEDITED, ORACLE = "source", "oracle"
 

@@ -18,8 +18,8 @@ from nfopt.editing.editor import NetForward
 from nfopt.errors import NfoptError
 from nfopt.meta.editor_nets import descend_side_by_side
 from nfopt.meta.editor_proposers import Changes, Proposer
-from nfopt.meta.seeds import generator
 from nfopt.progress import Progress, ProgressCallback, silent
+from nfopt.seeds import generator
 from nfopt.zoo import Zoo
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 from nfopt.data import Split
 from nfopt.editing.editor import NetForward
 from nfopt.editing.editor.forward import statistics_names
-from nfopt.meta.seeds import generator
 from nfopt.progress import Progress, ProgressCallback, silent
+from nfopt.seeds import generator
 
 STATISTICS_IMAGES = 512
 

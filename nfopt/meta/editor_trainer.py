@@ -15,8 +15,8 @@ from nfopt.checkpoints import digest_of
 from nfopt.editing.editor import EditorConfig, Targets, WeightEditor, edited_tensors
 from nfopt.errors import NfoptError
 from nfopt.meta.editor_tasks import EditingBatch, EditingNets, TaskShape, draw_batch
-from nfopt.meta.seeds import generator
 from nfopt.progress import Progress, ProgressCallback, silent
+from nfopt.seeds import generator
 from nfopt.statefile import load_state, save_state
 
 Uses = Literal["weights", "images", "labels"]

@@ -13,11 +13,11 @@ from torch.func import vmap
 from nfopt.data import Split
 from nfopt.errors import NfoptError
 from nfopt.meta.objective import Objective
-from nfopt.meta.seeds import derive_seed
 from nfopt.meta.slot import RuleFactory
 from nfopt.meta.task import Task, TaskConfig, Tensors
 from nfopt.meta.theta import ThetaLayout
 from nfopt.meta.unroll import TruncatedUnroll
+from nfopt.seeds import derive_seed
 
 Piece = Callable[[str, Callable[[], Any]], Any]
 PROBE_IMAGES = 2000

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from nfopt.errors import NfoptError
-from nfopt.meta.seeds import generator
 from nfopt.progress import Progress, ProgressCallback, silent
 from nfopt.pruning.neural import MaskInputs, MaskNetwork, MaskProposal
+from nfopt.seeds import generator
 from nfopt.statefile import load_state, save_state
 
 SAVE_EVERY = 25

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from nfopt.errors import NfoptError
 from nfopt.meta.mask_tasks import MaskTask
-from nfopt.meta.seeds import derive_seed, generator
 from nfopt.progress import Progress, ProgressCallback, silent
 from nfopt.pruning import PruningMask, select
 from nfopt.pruning.copies import MaskedCopies, score_copies, train_copies
 from nfopt.pruning.neural import TENSOR_INPUTS, MaskNetwork, read_model, scores_of, weighed
+from nfopt.seeds import derive_seed, generator
 
 SEARCHED = 1 + len(TENSOR_INPUTS)
 """Numbers that are searched: the gain of the ranking, and the weights of the allocation."""

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from nfopt.data import ImageData
 from nfopt.errors import NfoptError
-from nfopt.meta.seeds import derive_seed
 from nfopt.meta.sources import load_source, require_trainable
 from nfopt.models import build_model
 from nfopt.progress import ProgressCallback, silent
@@ -17,6 +16,7 @@ from nfopt.pruning import PruningMask, find_targets, select
 from nfopt.pruning.copies import CopiesConfig, MaskedCopies, train_copies
 from nfopt.pruning.scores import ScoreContext
 from nfopt.pruning.scores.score import Batch
+from nfopt.seeds import derive_seed
 from nfopt.symmetry import PermutationSpec, trace_permutation_spec
 from nfopt.training import batch_indices
 

@@ -5,10 +5,10 @@ from functools import lru_cache
 from torch import Tensor
 
 from nfopt.meta.nets import Architecture
-from nfopt.meta.seeds import generator
 from nfopt.meta.task import Task
 from nfopt.meta.theta import ThetaLayout
 from nfopt.optim import LearnedUpdateRule, RuleConfig
+from nfopt.seeds import generator
 from nfopt.symmetry import PermutationSpec
 from nfopt.symmetry.trace import trace_permutation_spec
 

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from nfopt.meta.mixture import TaskDistribution
 from nfopt.meta.objective import Objective
-from nfopt.meta.seeds import derive_seed, generator
 from nfopt.meta.slot import RuleFactory
 from nfopt.meta.task import Task, TaskConfig
 from nfopt.meta.theta import ThetaLayout
 from nfopt.meta.unroll import TruncatedUnroll
 from nfopt.meta.workers import OneProcess, Workers
+from nfopt.seeds import derive_seed, generator
 
 
 @dataclass(frozen=True, eq=False)

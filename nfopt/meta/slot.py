@@ -9,10 +9,10 @@ from torch import Tensor
 from nfopt.meta.estimator import Carry, Estimate, GradientEstimator
 from nfopt.meta.mixture import TaskDistribution
 from nfopt.meta.objective import Objective
-from nfopt.meta.seeds import derive_seed, generator
 from nfopt.meta.task import Task
 from nfopt.meta.theta import ThetaLayout
 from nfopt.meta.unroll import TruncatedUnroll, UpdateRule
+from nfopt.seeds import derive_seed, generator
 
 RuleFactory = Callable[[Task], UpdateRule]
 

@@ -8,7 +8,7 @@ import torch
 
 from nfopt.data import DATA_SETS, ImageData, Split, load_data
 from nfopt.errors import DataError, unknown_name
-from nfopt.meta.seeds import generator
+from nfopt.seeds import generator
 
 HELD_OUT = ("fashion_mnist", "cifar10")
 # Training images of the synthetic sources; another 4,000 are for validation and test.

@@ -11,8 +11,8 @@ from torch.func import functional_call
 from nfopt.data import ImageData, Split
 from nfopt.errors import NfoptError
 from nfopt.meta.nets import Architecture, initial_parameters
-from nfopt.meta.seeds import derive_seed
 from nfopt.meta.sources import load_source
+from nfopt.seeds import derive_seed
 
 Tensors = dict[str, Tensor]
 

@@ -15,7 +15,6 @@ from nfopt.atomic import replacing
 from nfopt.data import ImageData, Split
 from nfopt.editing import Domain, Gate, Outcome, gate_score
 from nfopt.errors import RecipeError
-from nfopt.meta.seeds import derive_seed
 from nfopt.metrics import evaluate
 from nfopt.progress import Progress
 from nfopt.recipe.adapt_options import DomainName, GateOptions, Steps, edit_in_steps, needs_labels, touched
@@ -24,6 +23,7 @@ from nfopt.recipe.inputs import DataOptions, DeviceName, ModelOptions, device_of
 from nfopt.recipe.job import JobResult, Recipe, RunContext, job
 from nfopt.recipe.optimizers import OptimizerChoice
 from nfopt.recipe.strict import Count, Seeds
+from nfopt.seeds import derive_seed
 from nfopt.training import TrainingConfig, train
 
 

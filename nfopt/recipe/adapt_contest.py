@@ -25,7 +25,6 @@ from nfopt.meta.editor_contest import (
     tuned,
 )
 from nfopt.meta.editor_tasks import CLEAN
-from nfopt.meta.seeds import derive_seed
 from nfopt.progress import Progress
 from nfopt.recipe.adapt_contest_report import contest_tables, plot_contest
 from nfopt.recipe.adapt_options import DomainName, StepOptions
@@ -33,6 +32,7 @@ from nfopt.recipe.inputs import DataOptions, DeviceName, device_of
 from nfopt.recipe.job import JobResult, Recipe, RunContext, job
 from nfopt.recipe.strict import Count, Index
 from nfopt.recipe.train_editor_options import NetsOptions, Pictures, halves, single_nets, trained_nets
+from nfopt.seeds import derive_seed
 
 
 class EntrantOptions(StepOptions):

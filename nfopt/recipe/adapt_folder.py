@@ -19,13 +19,13 @@ from nfopt.data import Split
 from nfopt.editing import Gate
 from nfopt.editing.inputs import digest_of_set
 from nfopt.errors import DataError, RecipeError, unknown_name
-from nfopt.meta.seeds import derive_seed
 from nfopt.models import build_model
 from nfopt.recipe.adapt_options import GateOptions, Steps, edit_in_steps, needs_labels, touched
 from nfopt.recipe.adapt_report import plot_edit, table_of_edit
 from nfopt.recipe.inputs import DeviceName, ModelOptions, device_of
 from nfopt.recipe.job import JobResult, Recipe, RunContext, job
 from nfopt.recipe.strict import Count, Fraction, Index, Strict
+from nfopt.seeds import derive_seed
 
 PIECE = "edit"
 

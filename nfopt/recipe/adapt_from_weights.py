@@ -28,7 +28,6 @@ from nfopt.meta.editor_proposers import (
     SpecBoundProposer,
     input_atoms,
 )
-from nfopt.meta.seeds import derive_seed, generator
 from nfopt.nn import NeuralFunctionalConfig
 from nfopt.progress import Progress
 from nfopt.recipe.adapt_options import DomainName
@@ -37,6 +36,7 @@ from nfopt.recipe.job import JobResult, Recipe, RunContext, Table, job
 from nfopt.recipe.records import record
 from nfopt.recipe.strict import Count, Index, Positive, Strict
 from nfopt.recipe.train_editor_options import Pictures
+from nfopt.seeds import derive_seed, generator
 from nfopt.zoo import Machine, Members, Zoo, binary_classifiers, load_zoo, save_zoo
 
 NONE, ORACLE = "none", "oracle"

@@ -11,7 +11,6 @@ from torch import Tensor
 from nfopt.checkpoints import digest_of, save_checkpoint
 from nfopt.meta.objective import Objective
 from nfopt.meta.rules import LearnedRules
-from nfopt.meta.seeds import derive_seed, generator
 from nfopt.meta.selection import Selection, longer_tasks
 from nfopt.meta.theta import ThetaLayout
 from nfopt.optim import RuleConfig
@@ -23,6 +22,7 @@ from nfopt.recipe.job import JobResult, RunContext, Table, job
 from nfopt.recipe.records import record
 from nfopt.recipe.strict import Count, Index
 from nfopt.recipe.task_families import FamilyRecipe
+from nfopt.seeds import derive_seed, generator
 
 # What is drawn: a control, the feature of the tensors that it is for, and the largest size of its value.
 CONSTANTS = {

@@ -15,11 +15,11 @@ from torch.nn import functional
 from torch.utils.data import Sampler
 
 from nfopt.atomic import replacing
-from nfopt.meta.seeds import derive_seed
 from nfopt.progress import Progress, ProgressCallback
 from nfopt.recipe.images import Images, ImageSets, Key
 from nfopt.recipe.processes import from_first, is_first, process_count, wait_for_all
 from nfopt.recipe.scoring import evaluated, image_loader
+from nfopt.seeds import derive_seed
 from nfopt.statefile import load_state, save_state
 from nfopt.training import Optimization, batch_indices
 

@@ -18,9 +18,9 @@ from torchvision.transforms import v2
 
 from nfopt.data import Split
 from nfopt.errors import DataError
-from nfopt.meta.seeds import derive_seed
 from nfopt.recipe.inputs import DataOptions
 from nfopt.recipe.strict import Count, Index, Strict
+from nfopt.seeds import derive_seed
 
 Key = tuple[int, int]
 Transform = Callable[[Tensor], Tensor]

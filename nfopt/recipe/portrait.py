@@ -18,7 +18,6 @@ from nfopt.errors import RecipeError
 from nfopt.meta.lesions import LESIONS
 from nfopt.meta.portrait import HELD, NOMINAL, Decisions, lesion_losses, record
 from nfopt.meta.rules import LearnedRules
-from nfopt.meta.seeds import derive_seed
 from nfopt.meta.sources import load_source
 from nfopt.meta.task import Task, TaskConfig
 from nfopt.optim.rule_checkpoint import read_rule
@@ -27,6 +26,7 @@ from nfopt.recipe import records
 from nfopt.recipe.heldout import DIGITS_MLP
 from nfopt.recipe.job import JobResult, Recipe, RunContext, Table, job
 from nfopt.recipe.strict import Count, Index
+from nfopt.seeds import derive_seed
 
 
 class PortraitRecipe(Recipe):

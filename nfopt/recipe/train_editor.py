@@ -14,7 +14,6 @@ from nfopt.checkpoints import save_checkpoint
 from nfopt.editing.editor import EditorConfig, WeightEditor, editor_checkpoint
 from nfopt.meta.editor_tasks import CLEAN, EditingNets, TaskShape
 from nfopt.meta.editor_trainer import EditorTrainer, EditorTrainerConfig
-from nfopt.meta.seeds import derive_seed
 from nfopt.recipe.adapt_options import DomainName
 from nfopt.recipe.inputs import DataOptions, DeviceName, device_of
 from nfopt.recipe.job import JobResult, Recipe, RunContext, Table, job
@@ -22,6 +21,7 @@ from nfopt.recipe.plots import COLOURS
 from nfopt.recipe.records import record
 from nfopt.recipe.strict import Fraction
 from nfopt.recipe.train_editor_options import NetsOptions, Pictures, TaskOptions, halves, trained_nets
+from nfopt.seeds import derive_seed
 from nfopt.statefile import load_state, save_state
 
 

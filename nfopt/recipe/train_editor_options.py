@@ -13,10 +13,10 @@ from nfopt.editing import Domain
 from nfopt.errors import RecipeError
 from nfopt.meta.editor_nets import stacked_state, train_side_by_side
 from nfopt.meta.editor_tasks import CLEAN
-from nfopt.meta.seeds import derive_seed, generator
 from nfopt.progress import ProgressCallback
 from nfopt.recipe.inputs import DataOptions, ModelOptions
 from nfopt.recipe.strict import Count, Positive, Strict
+from nfopt.seeds import derive_seed, generator
 from nfopt.statefile import load_state, save_state
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from nfopt.data import ImageData, Split
+from nfopt.seeds import generator
 from nfopt.symmetry import trace_permutation_spec
-from nfopt.zoo.draws import generator_of
 from nfopt.zoo.machine import Machine
 from nfopt.zoo.members import Members
 from nfopt.zoo.runs import Kept, Run, train_runs
@@ -92,21 +92,21 @@ def classifiers(
     Raises:
         ZooError: the checkpoints or the numbers of images make no sense, or the model has buffers.
     """
-    ranges, prototype = ranges or HyperRanges(), _made(model, generator_of(seed, "prototype"))
+    ranges, prototype = ranges or HyperRanges(), _made(model, generator(seed, "prototype"))
     _check_checkpoints(checkpoints)
-    tested = _first(data.test, test_images, generator_of(seed, "test images"))
+    tested = _first(data.test, test_images, generator(seed, "test images"))
     runs, drawn = [], []
     for side, number in members.names:
-        values = ranges.draw(generator_of(seed, side, number, "hyper-parameters"))
-        generator = generator_of(seed, side, number, "images")
+        values = ranges.draw(generator(seed, side, number, "hyper-parameters"))
+        draws = generator(seed, side, number, "images")
         count = max(1, round(values["train_share"] * len(data.train)))
-        pool = torch.randperm(len(data.train), generator=generator)[:count]
+        pool = torch.randperm(len(data.train), generator=draws)[:count]
         runs.append(
             Run(
                 _start(model, values["init_scale"], seed, side, number),
                 values["learning_rate"],
                 values["weight_decay"],
-                _batches(pool, int(values["steps"]), batch_images, generator),
+                _batches(pool, int(values["steps"]), batch_images, draws),
                 _points(checkpoints, int(values["steps"])),
                 pool[torch.arange(MEASURED_IMAGES) % count],
                 tested,
@@ -159,7 +159,7 @@ def binary_classifiers(
     Raises:
         ZooError: the data have fewer than two classes with images, or the model has buffers.
     """
-    prototype = _made(model, generator_of(seed, "prototype"))
+    prototype = _made(model, generator(seed, "prototype"))
     train_pools, test_pools = (_by_class(split, data.classes) for split in (data.train, data.test))
     present = [c for c in range(data.classes) if len(train_pools[c]) and len(test_pools[c])]
     if len(present) < 2:
@@ -168,8 +168,8 @@ def binary_classifiers(
     count = min([test_images, *(len(test_pools[a]) + len(test_pools[b]) for a, b in pairs)])
     runs, classes = [], []
     for side, number in members.names:
-        generator = generator_of(seed, side, number, "images")
-        pick = torch.randperm(len(present), generator=generator)[:2].tolist()
+        draws = generator(seed, side, number, "images")
+        pick = torch.randperm(len(present), generator=draws)[:2].tolist()
         pair = (present[pick[0]], present[pick[1]])
         pool = torch.cat([train_pools[c] for c in pair])
         tested = torch.cat([test_pools[c] for c in pair])
@@ -178,10 +178,10 @@ def binary_classifiers(
                 _start(model, 1.0, seed, side, number),
                 learning_rate,
                 weight_decay,
-                _batches(pool, steps, batch_images, generator),
+                _batches(pool, steps, batch_images, draws),
                 (steps,),
-                pool[torch.randint(len(pool), (MEASURED_IMAGES,), generator=generator)],
-                tested[torch.randperm(len(tested), generator=generator_of(seed, *pair))[:count]],
+                pool[torch.randint(len(pool), (MEASURED_IMAGES,), generator=draws)],
+                tested[torch.randperm(len(tested), generator=generator(seed, *pair))[:count]],
                 pair,
             )
         )
@@ -237,7 +237,7 @@ def _made(model: Callable[[], nn.Module], generator: torch.Generator) -> nn.Modu
 def _start(
     model: Callable[[], nn.Module], init_scale: float, seed: int, side: str, number: int
 ) -> dict[str, Tensor]:
-    made = _made(model, generator_of(seed, side, number, "start"))
+    made = _made(model, generator(seed, side, number, "start"))
     return {
         name: value.detach() * (init_scale if value.ndim > 1 else 1.0)
         for name, value in made.named_parameters()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nfopt.data import ImageData, Split
+from nfopt.seeds import generator
 from nfopt.symmetry import PermutationSpec
-from nfopt.zoo.draws import generator_of
 from nfopt.zoo.machine import Machine
 from nfopt.zoo.members import Members
 from nfopt.zoo.siren import SirenConfig, grid
@@ -145,7 +145,7 @@ def _image_numbers(split: Split, wanted: Tensor, seed: int, side: int, name: str
             f"{name} has {len(split)} images on the side {SIDES[side]!r}, but {int(wanted.max()) + 1} are "
             "asked for. Ask for fewer nets there, or for several views of each image."
         )
-    return torch.randperm(len(split), generator=generator_of(seed, SIDES[side], "images"))[wanted]
+    return torch.randperm(len(split), generator=generator(seed, SIDES[side], "images"))[wanted]
 
 
 def _check_images(images: Tensor, name: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from nfopt.zoo.draws import generator_of
+from nfopt.seeds import generator
 from nfopt.zoo.zoo import SIDES, ZooError
 
 
@@ -45,4 +45,4 @@ class Members:
 
     def generators(self, seed: int, purpose: str) -> list[torch.Generator]:
         """Return a generator for each member's own draws of one purpose."""
-        return [generator_of(seed, side, number, purpose) for side, number in self.names]
+        return [generator(seed, side, number, purpose) for side, number in self.names]

@@ -31,10 +31,10 @@ from torch.nn.functional import cosine_similarity
 from nfopt.meta import ES, PES, Objective, Task, TaskConfig, TaskFamily, TruncatedBackprop, TruncatedUnroll
 from nfopt.meta.estimator import GradientEstimator
 from nfopt.meta.rules import LearnedRules
-from nfopt.meta.seeds import derive_seed, generator
 from nfopt.meta.theta import ThetaLayout
 from nfopt.optim.rule_checkpoint import read_rule
 from nfopt.recipe.timing import interleaved_seconds
+from nfopt.seeds import derive_seed, generator
 
 FAMILY = TaskFamily(
     sources=("digits", "teacher"),

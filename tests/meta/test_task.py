@@ -12,9 +12,9 @@ from nfopt.errors import DataError, NfoptError, UnknownNameError
 from nfopt.meta.family import TaskFamily
 from nfopt.meta.mixture import TaskMixture
 from nfopt.meta.nets import Architecture
-from nfopt.meta.seeds import derive_seed, generator
 from nfopt.meta.sources import load_source, require_trainable
 from nfopt.meta.task import Task, TaskConfig
+from nfopt.seeds import derive_seed, generator
 
 MLP = Architecture("mlp", (5, 7), 10, (1, 8, 8))
 CONFIG = TaskConfig(MLP, batch_images=6, train_images=31, validation_images=17)

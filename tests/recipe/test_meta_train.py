@@ -12,12 +12,12 @@ import yaml
 
 from nfopt.checkpoints import load_checkpoint
 from nfopt.errors import NfoptError, RecipeError
-from nfopt.meta.seeds import generator
 from nfopt.optim.rule_checkpoint import CHECKPOINT_KIND, read_rule
 from nfopt.recipe import load_recipe, recipe_faults, run_recipe
 from nfopt.recipe.folder import new_folder
 from nfopt.recipe.job import RunContext
 from nfopt.recipe.meta_train import EstimatorOptions, MetaTrainRecipe
+from nfopt.seeds import generator
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GRID = {"learning_rates": [0.004, 0.02], "weight_decays": [0.0], "momenta": [0.9], "cosine": [False]}

@@ -1,4 +1,4 @@
-"""Counter-based seeds: every random draw of meta-training is a function of where it happens."""
+"""Counter-based seeds: every random draw of long work is a function of where it happens, and of no more."""
 
 import hashlib
 
