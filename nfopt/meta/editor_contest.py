@@ -129,7 +129,7 @@ def contest(
                 edited = edited_net(net, method, target, stream, derive_seed(seed, name, domain, number))
                 seconds = time.perf_counter() - began
                 after = accuracy(edited, arena.test[domain])
-                kept = accuracy(edited, arena.test[CLEAN]) if clean else 0.0
+                kept = after if domain == CLEAN else accuracy(edited, arena.test[CLEAN]) if clean else 0.0
                 trials.append(Trial(name, domain, number, after, kept, seconds))
                 after_trial()
     return trials

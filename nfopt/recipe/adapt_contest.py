@@ -76,6 +76,8 @@ class AdaptContestRecipe(Recipe):
         methods: by key, in the order of the tables.
         shots: labels per class for methods that learn from labels.
         one_sided: classes of the target images in the test of one-sided streams; null leaves it out.
+        test_images: test images to judge by, the first of them; null for all.
+        oracle_steps: optimizer steps of the oracle, 64 images each.
         seed: of nets, images and edits.
         device: "auto", "cpu", "cuda" or "cuda:0".
     """
@@ -88,6 +90,8 @@ class AdaptContestRecipe(Recipe):
     methods: Annotated[dict[str, EntrantOptions], Field(min_length=1)]
     shots: Count = 5
     one_sided: Count | None = 2
+    test_images: Count | None = None
+    oracle_steps: Count = 150
     seed: Index = 0
     device: DeviceName = "auto"
 
@@ -140,7 +144,10 @@ def run_adapt_contest(recipe: AdaptContestRecipe, context: RunContext) -> JobRes
     nets = single_nets(template, fresh, tensors)
     chosen = _tuning(recipe, context, pictures, nets[recipe.nets.train :])
     seen = pictures.in_domains(pictures.data.val, recipe.domains, derive_seed(recipe.seed, "seen"))
-    test = pictures.in_domains(pictures.data.test, recipe.domains, derive_seed(recipe.seed, "test"))
+    judging = pictures.data.test
+    if recipe.test_images is not None:
+        judging = judging[torch.arange(min(recipe.test_images, len(judging)))]
+    test = pictures.in_domains(judging, recipe.domains, derive_seed(recipe.seed, "test"))
     arena = _on(Arena(nets[: recipe.nets.train], seen, test), device)
     found_oracle: Any = partial(_oracle, recipe, arena, context)
     oracle = context.piece("oracle", found_oracle)
@@ -228,14 +235,18 @@ def _contest(
         done += 1
         context.progress(Progress(task, done, total))
 
-    def compute(domain: str) -> JsonValue:
-        trials: list[Trial] = contest(arena, methods, [domain], stream, recipe.seed, after_trial=step)
+    def compute(domain: str, key: str) -> JsonValue:
+        trials: list[Trial] = contest(
+            arena, {key: methods[key]}, [domain], stream, recipe.seed, after_trial=step
+        )
         return [asdict(trial) for trial in trials]
 
     rows: list[dict[str, Any]] = []
     for domain in domains:
-        name = f"contest-{stream.images}-{stream.classes}-{domain.replace(':', '').replace('+', '-')}"
-        rows += context.piece(name, partial(compute, domain))
+        place = domain.replace(":", "").replace("+", "-")
+        for number, key in enumerate(methods):
+            name = f"contest-{stream.images}-{stream.classes}-{place}-{number}"
+            rows += context.piece(name, partial(compute, domain, key))
     return rows
 
 
@@ -245,7 +256,8 @@ def _oracle(recipe: AdaptContestRecipe, arena: Arena, context: RunContext) -> di
     for number, domain in enumerate(recipe.domains):
         found[domain] = [
             accuracy(
-                oracle_net(net, arena.seen[domain], derive_seed(recipe.seed, "oracle")), arena.test[domain]
+                oracle_net(net, arena.seen[domain], derive_seed(recipe.seed, "oracle"), recipe.oracle_steps),
+                arena.test[domain],
             )
             for net in arena.nets
         ]
