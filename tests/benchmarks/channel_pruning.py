@@ -4,7 +4,8 @@
 
 Both libraries get the same model, are asked for half the channels of everything that they can prune, and are
 held to the same test: the smaller model runs, and gives the outputs that the original gives with zeros in
-the place of what was removed. One process, resumable: families already in the results file are skipped.
+the place of what was removed. One process, small models first, resumable: what is in the results file
+already is skipped, `--again nfopt` measures one library anew and the last result counts.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import timm
@@ -181,66 +183,118 @@ def first_tensor(tree: Any) -> Tensor:
     return next(leaf for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
-def measure(family: str, name: str, limit: int) -> dict[str, Any]:
-    """Prune one model with both libraries."""
+def measure(family: str, name: str, library: str, limit: int) -> dict[str, Any]:
+    """Prune one model with one library."""
     size, options = next(iter(input_sizes(name)))
     model = timm.create_model(name, pretrained=False, **options).eval()
     image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
-    row: dict[str, Any] = {"family": family, "model": name, "input": size}
-    libraries: dict[str, Callable[[nn.Module, Tensor], dict[str, Any]]] = {
-        "nfopt": with_nfopt,
-        "torch_pruning": with_torch_pruning,
-    }
-    for library, prune in libraries.items():
-        start = time.process_time()
-        try:
-            with limited(limit):
-                row[library] = prune(model, image)
-        except OutOfTimeError:
-            row[library] = {"ok": False, "fault": f"more than {limit} s"}
-        row[library]["seconds"] = time.process_time() - start
-    return row
+    start = time.process_time()
+    try:
+        with limited(limit):
+            found = LIBRARIES[library](model, image)
+    except OutOfTimeError:
+        found = {"ok": False, "fault": f"more than {limit} s"}
+    found["seconds"] = time.process_time() - start
+    return {"family": family, "model": name, "input": size, "library": library, **found}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+LIBRARIES: dict[str, Callable[[nn.Module, Tensor], dict[str, Any]]] = {
+    "nfopt": with_nfopt,
+    "torch_pruning": with_torch_pruning,
+}
+
+
+def smallest_models(file: Path) -> dict[str, str]:
+    """Return the smallest model of every family, smallest first; found once, in minutes, and kept in a file."""
+    if not file.exists():
+        found = {family: smallest(models) for family, models in families().items() if models}
+        found = dict(sorted(found.items(), key=lambda item: parameter_count(item[1])))
+        file.write_text(json.dumps(found, indent=1))
+    return json.loads(file.read_text())
+
+
+def table(rows: dict[tuple[str, str], dict[str, Any]]) -> str:
     """Return the rows as markdown."""
-    ours = sum(row["nfopt"]["ok"] for row in rows)
-    theirs = sum(row["torch_pruning"]["ok"] for row in rows)
-    halved = sum(row["nfopt"]["ok"] and not row["nfopt"]["held"] for row in rows)
-    runs = sum(bool(row["torch_pruning"].get("runs")) for row in rows)
+    pairs = {family: (row, rows[family, "torch_pruning"]) for (family, library), row in rows.items()
+             if library == "nfopt" and (family, "torch_pruning") in rows}  # fmt: skip
+    ours = [row for row, _ in pairs.values()]
+    theirs = [row for _, row in pairs.values()]
+    good = [row for row in ours if row["ok"]]
     lines = [
         "# Channel pruning: the smallest model of every timm family, half the channels",
         "",
         f"    {COMMAND}",
         "",
-        f"torch {torch.__version__}, timm {timm.__version__}, {len(rows)} families. nfopt: {ours} shrink, "
-        "run and equal the original with zeros in the place of what was removed (float64, 1e-9, random "
-        f"weights); in {halved} every group of channels is halved, in the others all that nothing holds. "
-        f"Torch-Pruning: {runs} run, {theirs} of them smaller and equal likewise (1e-6).",
+        f"torch {torch.__version__}, timm {timm.__version__}, one CPU core. Of {len(pairs)} families:",
         "",
-        "Parameters, MACs, channels: share that is left. Groups: sets of coupled channels that were halved,",
-        "of all; the others are held (mostly by a LayerNorm over the channels) and left whole. A model that",
+        "| | nfopt | Torch-Pruning |",
+        "|---|---|---|",
+        f"| smaller, runs, and equals the original with zeros in the place of what was removed | {len(good)} | "
+        f"{sum(row['ok'] for row in theirs)} |",
+        f"| smaller and runs | {len(good)} | {sum(smaller(row) for row in theirs)} |",
+        f"| every group halved, and equal | {sum(not row['held'] for row in good)} | |",
+        f"| took longer than the limit | {sum(timed_out(row) for row in ours)} | "
+        f"{sum(timed_out(row) for row in theirs)} |",
+        f"| median share of the parameters that is left | {middle(good)} | {middle(theirs)} |",
+        "",
+        "Equal: in float64 with random weights, to 1e-9 (nfopt) and 1e-6 (Torch-Pruning). nfopt leaves a group",
+        "whole that cannot go with equality, most often the stream that a LayerNorm looks at; a model that",
         "Torch-Pruning prunes through a LayerNorm runs, but computes something else than with zeros.",
         "",
-        "| family | model | groups | parameters | MACs | channels | seconds | Torch-Pruning | parameters |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "Groups: sets of coupled channels that nfopt halved, of all. Parameters, MACs, channels: share left.",
+        "",
+        "| family | model | groups | parameters | MACs | channels | s | Torch-Pruning | parameters | s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in sorted(rows, key=lambda row: row["family"]):
-        ours, theirs = row["nfopt"], row["torch_pruning"]
-        if ours["ok"]:
-            cells = (
-                f"{ours['pruned']}/{ours['groups']} | {100 * ours['parameters']:.0f} % | "
-                f"{100 * ours['macs']:.0f} % | {100 * ours['channels']:.0f} %"
-            )
-        else:
-            cells = f"{ours.get('fault', 'differs')[:80]} | | |"
-        other = "same" if theirs["ok"] else "runs, differs" if theirs.get("runs") else theirs["fault"][:60]
-        share = f"{100 * theirs['parameters']:.0f} %" if "parameters" in theirs else ""
-        other = other.replace("|", "/").replace("\n", " ")
-        lines.append(
-            f"| {row['family']} | {row['model']} | {cells} | {ours['seconds']:.0f} | {other} | {share} |"
-        )
+    lines += [line(family, *pair) for family, pair in sorted(pairs.items())]
+    held = sorted((family, row["held"]) for family, (row, _) in pairs.items() if row.get("held"))
+    lines += [
+        "",
+        "## What holds channels",
+        "",
+        "| family | groups | where and why (the first of them) |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {family} | {len(groups)} | {plain(next(iter(groups.values())))} |" for family, groups in held
+    ]
     return "\n".join(lines) + "\n"
+
+
+def line(family: str, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Return one family's row of the table."""
+    cells = f"{plain(ours.get('fault', 'differs'))} | | | "
+    if ours["ok"]:
+        shares = (f"{100 * ours[key]:.0f} %" for key in ("parameters", "macs", "channels"))
+        cells = f"{ours['pruned']}/{ours['groups']} | " + " | ".join(shares)
+    other = "same" if theirs["ok"] else "not smaller" if theirs.get("runs") and not smaller(theirs) else \
+        "differs" if theirs.get("runs") else plain(theirs["fault"])[:60]  # fmt: skip
+    share = f"{100 * theirs['parameters']:.0f} %" if "parameters" in theirs else ""
+    return (
+        f"| {family} | {ours['model']} | {cells} | {ours['seconds']:.0f} | {other} | {share} | "
+        f"{theirs['seconds']:.0f} |"
+    )
+
+
+def smaller(row: dict[str, Any]) -> bool:
+    """Return whether what Torch-Pruning made runs and has fewer parameters."""
+    return bool(row.get("runs")) and row["parameters"] < 1
+
+
+def timed_out(row: dict[str, Any]) -> bool:
+    """Return whether a library ran out of time on a model."""
+    return row.get("fault", "").startswith("more than")
+
+
+def middle(rows: list[dict[str, Any]]) -> str:
+    """Return the median share of parameters that is left, of models that run."""
+    found = [row["parameters"] for row in rows if "parameters" in row]
+    return f"{100 * median(found):.0f} %" if found else ""
+
+
+def plain(text: str) -> str:
+    """Return a text that fits into a cell of a markdown table."""
+    return text.replace("|", "/").replace("\n", " ")[:160]
 
 
 def main() -> None:
@@ -251,23 +305,26 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="JSON lines, appended to")
     parser.add_argument("--table", type=Path, help="markdown file to write at the end")
     parser.add_argument("--families", nargs="*", help="only these")
+    parser.add_argument("--again", nargs="*", default=(), choices=list(LIBRARIES), help="measured anew")
     parser.add_argument("--limit", type=int, default=600, help="processor seconds for one model and library")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     if arguments.results.exists():
-        rows = {r["family"]: r for r in map(json.loads, arguments.results.read_text().splitlines())}
-    for family, models in families().items():
-        if not models or family in rows or (arguments.families and family not in arguments.families):
-            continue
-        row = measure(family, smallest(models), arguments.limit)
-        rows[family] = row
-        with arguments.results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        sys.stderr.write(json.dumps(row)[:600] + "\n")
+        lines = map(json.loads, arguments.results.read_text().splitlines())
+        rows = {(row["family"], row["library"]): row for row in lines}
+    for family, name in smallest_models(arguments.results.with_suffix(".models.json")).items():
+        for library in LIBRARIES:
+            known = (family, library) in rows and library not in arguments.again
+            if known or (arguments.families and family not in arguments.families):
+                continue
+            row = rows[family, library] = measure(family, name, library, arguments.limit)
+            with arguments.results.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            sys.stderr.write(json.dumps(row)[:400] + "\n")
     if arguments.table:
-        arguments.table.write_text(table(list(rows.values())))
+        arguments.table.write_text(table(rows))
 
 
 if __name__ == "__main__":
