@@ -1,6 +1,6 @@
 """Job `train_editor`: nets are trained side by side, and an editor learns to edit them for other domains."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ from pydantic import Field, JsonValue
 
 from nfopt.atomic import replacing
 from nfopt.checkpoints import save_checkpoint
+from nfopt.data import Split
 from nfopt.editing.editor import EditorConfig, WeightEditor, editor_checkpoint
 from nfopt.meta.editor_tasks import CLEAN, EditingNets, TaskShape
 from nfopt.meta.editor_trainer import EditorTrainer, EditorTrainerConfig
@@ -25,11 +26,21 @@ from nfopt.seeds import derive_seed
 from nfopt.statefile import load_state, save_state
 
 
+class EditedNetsOptions(NetsOptions):
+    """Nets for an editor to learn on.
+
+    Attributes:
+        data: the images of these nets; null for those of the recipe.
+    """
+
+    data: DataOptions | None = None
+
+
 class TrainEditorRecipe(Recipe):
     """The keys of `kind: train_editor`.
 
     Attributes:
-        data: the images; only the training split is used.
+        data: the images of all nets that name none of their own; only the training split is used.
         nets: nets to learn on, by a name of one's own: several widths and families make an editor general.
         nets_share: share of the training images that the nets learn from; the editor sees the others.
         domains: corruptions with severities that the editor learns on; "clean" is always among them.
@@ -40,7 +51,7 @@ class TrainEditorRecipe(Recipe):
     """
 
     data: DataOptions
-    nets: Annotated[dict[str, NetsOptions], Field(min_length=1)]
+    nets: Annotated[dict[str, EditedNetsOptions], Field(min_length=1)]
     nets_share: Fraction = 0.5
     domains: Annotated[tuple[DomainName, ...], Field(min_length=1)]
     tasks: TaskOptions = Field(default_factory=TaskOptions)
@@ -58,7 +69,7 @@ def plan_train_editor(recipe: TrainEditorRecipe) -> list[str]:
     return [
         *(
             f"train {nets.train} + {nets.val} nets {name}: {nets.model.name}, {nets.total_steps} steps on "
-            f"{recipe.nets_share:.0%} of the training images of {recipe.data.name}"
+            f"{recipe.nets_share:.0%} of the training images of {(nets.data or recipe.data).name}"
             for name, nets in recipe.nets.items()
         ),
         f"train an editor of {weights:,} weights for {recipe.training.total_steps} steps of "
@@ -91,22 +102,40 @@ def run_train_editor(recipe: TrainEditorRecipe, context: RunContext) -> JobResul
     return JobResult(results, (_table(summary),), files=(place, figure))
 
 
-def _train(recipe: TrainEditorRecipe, context: RunContext, best: Path) -> JsonValue:
-    device = device_of(recipe.device)
-    pictures = Pictures.of(recipe.data)
-    context.note_data(pictures.data.name, pictures.data.content_hash)
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """One data set: the images that nets learn from, and the others as each domain shows them."""
+
+    pictures: Pictures
+    mine: Split
+    domains: dict[str, Split]
+
+
+def _source(recipe: TrainEditorRecipe, context: RunContext, data: DataOptions, noted: str) -> _Source:
+    pictures = Pictures.of(data)
+    context.note_data(noted, pictures.data.content_hash)
     seed = recipe.training.seed
     mine, others = halves(pictures.data.train, recipe.nets_share, seed)
-    domains = {
-        name: split.to(device)
-        for name, split in pictures.in_domains(others, recipe.domains, derive_seed(seed, "domains")).items()
-    }
+    shown = pictures.in_domains(others, recipe.domains, derive_seed(seed, "domains"))
+    device = device_of(recipe.device)
+    return _Source(pictures, mine, {name: split.to(device) for name, split in shown.items()})
+
+
+def _train(recipe: TrainEditorRecipe, context: RunContext, best: Path) -> JsonValue:
+    device = device_of(recipe.device)
+    seed = recipe.training.seed
     sides: tuple[list[EditingNets], list[EditingNets]] = ([], [])
+    sources: dict[str, _Source] = {}
     for name, options in recipe.nets.items():
+        given = options.data or recipe.data
+        if repr(given) not in sources:
+            noted = given.name if options.data is None else f"{given.name} of {name}"
+            sources[repr(given)] = _source(recipe, context, given, noted)
+        source = sources[repr(given)]
         template, tensors = trained_nets(
             options,
-            pictures,
-            mine,
+            source.pictures,
+            source.mine,
             options.train + options.val,
             derive_seed(seed, "nets", name),
             context.state_file(f"nets-{name}"),
@@ -114,7 +143,7 @@ def _train(recipe: TrainEditorRecipe, context: RunContext, best: Path) -> JsonVa
             context.progress,
         )
         for side, part in zip(sides, (slice(options.train), slice(options.train, None)), strict=True):
-            side.append(EditingNets.of(template, {n: t[part] for n, t in tensors.items()}, domains))
+            side.append(EditingNets.of(template, {n: t[part] for n, t in tensors.items()}, source.domains))
     shape = TaskShape(domains=tuple(dict.fromkeys([CLEAN, *recipe.domains])), **recipe.tasks.model_dump())
     trained = EditorTrainer(
         recipe.training,

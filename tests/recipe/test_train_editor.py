@@ -51,6 +51,20 @@ def test_a_training_that_was_killed_goes_on_to_the_same_editor(recipe, tmp_path,
     assert (tmp_path / "stopped" / "training.png").stat().st_size > 0
 
 
+def test_nets_of_several_data_sets_teach_one_editor(tmp_path):
+    # Colour-free pictures of another size beside the recipe's own, each noted with its hash.
+    own = "data: {name: digits, n_train: 211, n_val: 31, resize: 5}, total_steps: 3}"
+    text = SMALL.replace(
+        "{hidden: [7]}}, train: 2, val: 1, total_steps: 3}", f"{{hidden: [7]}}}}, train: 2, val: 1, {own}"
+    )
+    assert own in text
+    (tmp_path / "mixed.yaml").write_text(text)
+    outcome = run_recipe(load_recipe(tmp_path / "mixed.yaml", [f"output={tmp_path / 'mixed'}"]))
+    assert len(outcome.result.results["summary"]["history"]) == 3
+    resolved = (tmp_path / "mixed" / "resolved.yaml").read_text()
+    assert "digits of plain" in resolved
+
+
 def test_the_plan_counts_what_would_be_done(recipe):
     plan = "\n".join(recipe("plan").plan())
     assert "train 2 + 1 nets conv: cnn, 3 steps" in plan
