@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from nfopt.errors import NfoptError
 from nfopt.pruning import ChannelPruning, prune_channels
-from tests.benchmarks.symmetry_coverage import families, input_sizes, smallest
+from tests.benchmarks.symmetry_coverage import families, input_sizes, parameter_count, smallest
 
 COMMAND = "python -m tests.benchmarks.channel_pruning --results results.jsonl --table channel_pruning.md"
 DENSITY = 0.5
@@ -205,7 +205,7 @@ LIBRARIES: dict[str, Callable[[nn.Module, Tensor], dict[str, Any]]] = {
 
 
 def smallest_models(file: Path) -> dict[str, str]:
-    """Return the smallest model of every family, smallest first; found once, in minutes, and kept in a file."""
+    """Return the smallest model of every family, smallest first; found in minutes, then kept in a file."""
     if not file.exists():
         found = {family: smallest(models) for family, models in families().items() if models}
         found = dict(sorted(found.items(), key=lambda item: parameter_count(item[1])))
@@ -229,7 +229,7 @@ def table(rows: dict[tuple[str, str], dict[str, Any]]) -> str:
         "",
         "| | nfopt | Torch-Pruning |",
         "|---|---|---|",
-        f"| smaller, runs, and equals the original with zeros in the place of what was removed | {len(good)} | "
+        f"| smaller, and equal to the original with zeros in the place of what was removed | {len(good)} | "
         f"{sum(row['ok'] for row in theirs)} |",
         f"| smaller and runs | {len(good)} | {sum(smaller(row) for row in theirs)} |",
         f"| every group halved, and equal | {sum(not row['held'] for row in good)} | |",
@@ -237,9 +237,9 @@ def table(rows: dict[tuple[str, str], dict[str, Any]]) -> str:
         f"{sum(timed_out(row) for row in theirs)} |",
         f"| median share of the parameters that is left | {middle(good)} | {middle(theirs)} |",
         "",
-        "Equal: in float64 with random weights, to 1e-9 (nfopt) and 1e-6 (Torch-Pruning). nfopt leaves a group",
-        "whole that cannot go with equality, most often the stream that a LayerNorm looks at; a model that",
-        "Torch-Pruning prunes through a LayerNorm runs, but computes something else than with zeros.",
+        "Equal: in float64 with random weights, to 1e-9 (nfopt) and 1e-6 (Torch-Pruning). nfopt leaves a",
+        "group whole that cannot go with equality, most often the stream that a LayerNorm looks at; a model",
+        "that Torch-Pruning prunes through a LayerNorm runs, but computes something else than with zeros.",
         "",
         "Groups: sets of coupled channels that nfopt halved, of all. Parameters, MACs, channels: share left.",
         "",
