@@ -68,7 +68,9 @@ class Trial:
         data = loaded(self.data)
         model = self.model.build(data, self.config.seed).to(device)
         example = (data.train.images[:2].to(device),)
-        optimization = self.options.build(model, example, self.config.total_steps)
+        optimization = self.options.build(
+            model, example, self.config.total_steps, self.config.epochs(len(data.train))
+        )
         return asdict(
             train(
                 model,
