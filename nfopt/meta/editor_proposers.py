@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from nfopt.editing.editor import EditorConfig, NetForward, WeightEditor, edited_tensors
 from nfopt.errors import NfoptError
-from nfopt.nn import NeuralFunctional, NeuralFunctionalConfig
 from nfopt.symmetry import PermutationSpec
 from nfopt.zoo import Zoo
 
@@ -82,19 +81,18 @@ class FlatProposer(Proposer):
         )
 
 
-class SpecBoundProposer(Proposer):
-    """Layers of `nfopt.nn` that are bound to one architecture ("dws", "np", ...), with an equivariant head.
+class NetworkProposer(Proposer):
+    """A network over the weights of one spec that returns tensors of their shapes.
 
     Args:
         zoo: nets to standardise by.
-        config: of the `NeuralFunctional`; its head is made equivariant.
-        generator: source of the initial weights.
+        network: maps tensors by name, [nets, *shape], to tensors by name; has `fit_statistics`.
     """
 
-    def __init__(self, zoo: Zoo, config: NeuralFunctionalConfig, generator: torch.Generator) -> None:
+    def __init__(self, zoo: Zoo, network: nn.Module) -> None:
         super().__init__(zoo)
-        self.network = NeuralFunctional(zoo.spec, config, generator=generator)
-        self.network.fit_statistics(zoo.tensors)
+        self.network = network
+        self.network.fit_statistics(zoo.tensors)  # pyright: ignore[reportCallIssue]
 
     def forward(self, tensors: Mapping[str, Tensor]) -> Changes:
         """Return the change."""

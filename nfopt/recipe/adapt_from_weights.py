@@ -1,84 +1,27 @@
-"""Job `adapt_from_weights`: classifiers of two classes, edited for a known shift from their weights alone."""
+"""Job `adapt_from_weights`: classifiers of two classes, edited for known shifts from their weights alone."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, JsonValue
 from torch import nn
 
 from nfopt.data import ImageData
-from nfopt.editing.editor import EditorConfig
-from nfopt.meta.editor_from_weights import (
-    ProposerTraining,
-    ShiftedPairs,
-    accuracies,
-    finetuned,
-    train_proposer,
-)
-from nfopt.meta.editor_proposers import (
-    ConstantProposer,
-    EditorProposer,
-    FlatProposer,
-    Proposer,
-    SpecBoundProposer,
-    input_atoms,
-)
-from nfopt.nn import NeuralFunctionalConfig
+from nfopt.meta.editor_from_weights import ShiftedPairs, accuracies, finetuned, train_proposer
 from nfopt.progress import Progress
+from nfopt.recipe.adapt_from_weights_report import NONE, ORACLE, weights_tables
 from nfopt.recipe.adapt_options import DomainName
+from nfopt.recipe.adapt_proposers import ProposerOptions, aligned
 from nfopt.recipe.inputs import DataOptions, DeviceName, ModelOptions, device_of
-from nfopt.recipe.job import JobResult, Recipe, RunContext, Table, job
-from nfopt.recipe.records import record
-from nfopt.recipe.strict import Count, Index, Positive, Strict
+from nfopt.recipe.job import JobResult, Recipe, RunContext, job
+from nfopt.recipe.strict import Count, Index, Positive
 from nfopt.recipe.train_editor_options import Pictures
-from nfopt.seeds import derive_seed, generator
+from nfopt.seeds import derive_seed
 from nfopt.zoo import Machine, Members, Zoo, binary_classifiers, load_zoo, save_zoo
-
-NONE, ORACLE = "none", "oracle"
-
-
-class ProposerOptions(Strict):
-    """A proposer of changes.
-
-    Attributes:
-        kind: "editor" (role-tied), "layers" (spec-bound, with the options of a NeuralFunctional), "flat" (a
-            perceptron of all weights), "constant" (one learned change for all nets).
-        editor: configuration of an editor.
-        layers: configuration of layers; the head is made equivariant.
-        hidden: width of a flat one.
-        training: how it is trained.
-    """
-
-    kind: Literal["editor", "layers", "flat", "constant"]
-    editor: Annotated[EditorConfig, record(EditorConfig)] = Field(
-        default_factory=lambda: EditorConfig(rounds=1, free=0.5, rescale=0.5, operators=1.0)
-    )
-    layers: Annotated[NeuralFunctionalConfig, record(NeuralFunctionalConfig)] = Field(
-        default_factory=lambda: NeuralFunctionalConfig(
-            layer="dws", head="equivariant", channels=8, depth=3, output_scale=0.01
-        )
-    )
-    hidden: Count = 64
-    training: Annotated[ProposerTraining, record(ProposerTraining)] = Field(default_factory=ProposerTraining)
-
-    def build(self, zoo: Zoo, module: nn.Module, image_shape: tuple[int, ...], seed: int) -> Proposer:
-        """Return the proposer for the nets of a zoo."""
-        draw = generator(seed, "proposer")
-        if self.kind == "constant":
-            return ConstantProposer(zoo)
-        if self.kind == "flat":
-            return FlatProposer(zoo, self.hidden, draw)
-        if self.kind == "editor":
-            return EditorProposer(zoo, module, self.editor, image_shape, draw)
-        # One weight for each pair of pixels would be too many: their positions tell them apart.
-        wide = {"also_permuted": input_atoms(zoo.spec), "position": self.layers.position or "sinusoidal"}
-        config = NeuralFunctionalConfig(**{**asdict(self.layers), **wide, "head": "equivariant"})
-        return SpecBoundProposer(zoo, config, draw)
 
 
 class AdaptFromWeightsRecipe(Recipe):
@@ -90,7 +33,7 @@ class AdaptFromWeightsRecipe(Recipe):
         nets: numbers of nets to train proposers on, to choose by, and to test on.
         net_steps: optimizer steps of a net's training.
         net_lr: its learning rate.
-        domain: the shift, as "rotation:1+gaussian:4".
+        domains: the shifts, as "rotation:1+gaussian:4"; proposers are trained for each anew.
         proposers: by key, in the order of the table.
         finetune_steps: steps of the oracle and of fine-tuning by few labels.
         finetune_lr: their learning rate.
@@ -104,7 +47,7 @@ class AdaptFromWeightsRecipe(Recipe):
     nets: tuple[Count, Count, Count] = (200, 24, 48)
     net_steps: Count = 300
     net_lr: Positive = 1e-3
-    domain: DomainName
+    domains: Annotated[tuple[DomainName, ...], Field(min_length=1)]
     proposers: Annotated[dict[str, ProposerOptions], Field(min_length=1)]
     finetune_steps: Count = 200
     finetune_lr: Positive = 1e-3
@@ -119,9 +62,10 @@ def plan_adapt_from_weights(recipe: AdaptFromWeightsRecipe) -> list[str]:
     return [
         f"train {train} + {val} + {test} classifiers {recipe.model.name} of two random classes of "
         f"{recipe.data.name}, {recipe.net_steps} steps each",
-        f"the shift: {recipe.domain}",
+        f"{len(recipe.domains)} shifts: {', '.join(recipe.domains)}",
         *(
             f"train {key} ({proposer.kind}) for {proposer.training.total_steps} steps"
+            + (f", {len(proposer.lrs)} times" if len(proposer.lrs) > 1 else "")
             for key, proposer in recipe.proposers.items()
         ),
         f"edit {test} nets from their weights alone; beside them fine-tuning with all labels (oracle) and "
@@ -134,57 +78,112 @@ def run_adapt_from_weights(recipe: AdaptFromWeightsRecipe, context: RunContext) 
     """Train editors of several kinds on a zoo of classifiers, and edit others from their weights alone."""
     device = device_of(recipe.device)
     pictures = Pictures.of(recipe.data)
-    data = pictures.data
-    context.note_data(data.name, data.content_hash)
+    context.note_data(pictures.data.name, pictures.data.content_hash)
     zoo = _zoo(recipe, context, pictures, context.state_file("zoo")).to(device)
     module = recipe.model.build(_two(pictures), recipe.seed).to(device).eval().requires_grad_(False)
-    shifted, plain = (
-        {
-            name: ShiftedPairs.of(
-                pictures.in_domains(split, [domain], _seed(recipe, name))[domain].to(device), data.classes
-            )
-            for name, split in (("train", data.train), ("test", data.test))
-        }
-        for domain in (recipe.domain, "clean")
-    )
-    test = zoo.of("test")
-    found: dict[str, dict[str, list[float]]] = {}
-
-    def judged(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
-        return {
-            "target": accuracies(module, test, tensors, shifted["test"]).tolist(),
-            "clean": accuracies(module, test, tensors, plain["test"]).tolist(),
-        }
-
-    found[NONE] = context.piece("none", lambda: judged(test.tensors))  # pyright: ignore[reportArgumentType]
-    for number, (key, options) in enumerate(recipe.proposers.items()):
-
-        def proposed(key: str = key, options: ProposerOptions = options) -> Any:
-            proposer = options.build(zoo.of("train"), module, data.in_shape, _seed(recipe, key)).to(device)
-            loss = train_proposer(
-                key,
-                proposer,
-                module,
-                zoo.of("train"),
-                zoo.of("val"),
-                shifted["train"],
-                options.training,
-                _seed(recipe, "train", key),
-                context.progress,
-            )
-            with torch.no_grad():
-                changes = proposer(test.tensors)
-            weights = sum(p.numel() for p in proposer.parameters() if p.requires_grad)
-            scores = judged({name: t + changes[name] for name, t in test.tensors.items()})
-            return {**scores, "validation_loss": loss, "weights": weights}
-
-        found[key] = context.piece(f"proposer-{number}", proposed)
-    for shots in (*recipe.shots, None):
-        key = ORACLE if shots is None else f"{shots}-shot"
-        tune: Any = partial(_finetuned, recipe, context, module, test, shifted["train"], shots, key)
-        found[key] = context.piece(f"finetune-{key}", lambda tune=tune: judged(tune()))  # pyright: ignore[reportArgumentType]
+    nets = _Nets(zoo, context)
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for place, domain in enumerate(recipe.domains):
+        shift = _Shift.of(recipe, pictures, domain, module, device)
+        found[domain] = {NONE: context.piece(f"{place}-none", partial(shift.judged, zoo.of("test")))}
+        for number, (key, options) in enumerate(recipe.proposers.items()):
+            propose: Any = partial(_proposed, recipe, context, shift, nets, key, options)
+            found[domain][key] = context.piece(f"{place}-proposer-{number}", propose)
+        for shots in (*recipe.shots, None):
+            key = ORACLE if shots is None else f"{shots}-shot"
+            tune: Any = partial(_finetuned, recipe, context, shift, zoo.of("test"), shots, key)
+            found[domain][key] = context.piece(f"{place}-finetune-{key}", tune)
     results: dict[str, JsonValue] = {"nets": found}  # pyright: ignore[reportAssignmentType]
-    return JobResult(results, (_table(recipe, found),))
+    return JobResult(results, weights_tables(found, recipe.nets[2], pictures.data.name))
+
+
+@dataclass(frozen=True, eq=False)
+class _Nets:
+    """The zoo, and the same nets with matched neurons."""
+
+    zoo: Zoo
+    context: RunContext
+
+    @cached_property
+    def aligned(self) -> Zoo:
+        return aligned(self.zoo, self.context.progress)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shift:
+    """One shift: images to learn on, and to judge by, shifted and plain."""
+
+    name: str
+    module: nn.Module
+    train: ShiftedPairs
+    test: ShiftedPairs
+    plain: ShiftedPairs
+
+    @classmethod
+    def of(
+        cls,
+        recipe: AdaptFromWeightsRecipe,
+        pictures: Pictures,
+        domain: str,
+        module: nn.Module,
+        device: torch.device,
+    ) -> "_Shift":
+        data = pictures.data
+        found = []
+        for split, name, shown in (
+            (data.train, "train", domain),
+            (data.test, "test", domain),
+            (data.test, "test", "clean"),
+        ):
+            images = pictures.in_domains(split, [shown], _seed(recipe, name))[shown]
+            found.append(ShiftedPairs.of(images.to(device), data.classes))
+        return cls(domain, module, *found)
+
+    def judged(self, test: Zoo, changes: Mapping[str, torch.Tensor] | None = None) -> Any:
+        """Return the accuracies of test nets, with changes added to their tensors."""
+        tensors = dict(test.tensors)
+        for name, change in (changes or {}).items():
+            tensors[name] = tensors[name] + change
+        return {
+            "target": accuracies(self.module, test, tensors, self.test).tolist(),
+            "clean": accuracies(self.module, test, tensors, self.plain).tolist(),
+        }
+
+
+def _proposed(
+    recipe: AdaptFromWeightsRecipe,
+    context: RunContext,
+    shift: _Shift,
+    nets: _Nets,
+    key: str,
+    options: ProposerOptions,
+) -> dict[str, Any]:
+    """Train a proposer, once for each learning rate, and judge the one that is best on validation nets."""
+    zoo = nets.aligned if options.aligned else nets.zoo
+    image_shape = tuple(shift.train.images.shape[1:])
+    device = shift.train.images.device
+    tried: dict[float, float] = {}
+    best: dict[str, Any] = {}
+    for training in options.trainings():
+        proposer = options.build(zoo.of("train"), shift.module, image_shape, _seed(recipe, key)).to(device)
+        loss = train_proposer(
+            f"{key} for {shift.name}",
+            proposer,
+            shift.module,
+            zoo.of("train"),
+            zoo.of("val"),
+            shift.train,
+            training,
+            _seed(recipe, "train", key),
+            context.progress,
+        )
+        if not tried or loss < min(tried.values()):
+            with torch.no_grad():
+                best = shift.judged(zoo.of("test"), proposer(zoo.of("test").tensors))
+            weights = sum(p.numel() for p in proposer.parameters() if p.requires_grad)
+            best |= {"validation_loss": loss, "lr": training.lr, "weights": weights}
+        tried[training.lr] = loss
+    return best
 
 
 def _seed(recipe: AdaptFromWeightsRecipe, *path: str) -> int:
@@ -219,62 +218,26 @@ def _zoo(recipe: AdaptFromWeightsRecipe, context: RunContext, pictures: Pictures
 def _finetuned(
     recipe: AdaptFromWeightsRecipe,
     context: RunContext,
-    module: nn.Module,
+    shift: _Shift,
     test: Zoo,
-    pictures: ShiftedPairs,
     shots: int | None,
     key: str,
-) -> Mapping[str, torch.Tensor]:
+) -> dict[str, Any]:
     done = 0
 
     def step() -> None:
         nonlocal done
         done += 1
-        context.progress(Progress(f"fine-tune, {key}", done, recipe.finetune_steps))
+        context.progress(Progress(f"fine-tune, {key}, for {shift.name}", done, recipe.finetune_steps))
 
-    return finetuned(
-        module,
+    tuned = finetuned(
+        shift.module,
         test,
-        pictures,
+        shift.train,
         total_steps=recipe.finetune_steps,
         lr=recipe.finetune_lr,
         seed=_seed(recipe, "finetune"),
         shots=shots,
         after_step=step,
     )
-
-
-def _table(recipe: AdaptFromWeightsRecipe, found: Mapping[str, Any]) -> Table:
-    none, oracle = (fmean(found[key]["target"]) for key in (NONE, ORACLE))
-    rows = []
-    for key, scores in found.items():
-        values = scores["target"]
-        gains = [100 * (after - before) for after, before in zip(values, found[NONE]["target"], strict=True)]
-        error = f" ± {stdev(gains) / len(gains) ** 0.5:.1f}" if len(gains) > 1 else ""
-        mean = fmean(values)
-        rows.append(
-            (
-                key,
-                f"{100 * mean:.1f}",
-                "" if key == NONE else f"{fmean(gains):+.1f}{error}",
-                f"{(mean - none) / (oracle - none):.2f}" if oracle - none > 1e-6 else "",
-                f"{(mean - none) / (1 - none):.2f}" if none < 1 else "",
-                f"{100 * fmean(scores['clean']):.1f}",
-                f"{scores['weights']:,}" if "weights" in scores else "",
-            )
-        )
-    columns = (
-        "method",
-        "shifted\nacc. %",
-        "gain,\npoints",
-        "share of\noracle",
-        "share\nto 100",
-        "clean\nacc. %",
-        "learned\nweights",
-    )
-    notes = (
-        f"{recipe.nets[2]} unseen classifiers of two classes of {recipe.data.name}; shift {recipe.domain}. "
-        "Editors see the weights alone; ±: standard error over nets.",
-        f"shots and {ORACLE} see labels of the target: that many per class, and all of the training images.",
-    )
-    return Table("Editing from weights alone", columns, tuple(rows), notes)
+    return shift.judged(test, {name: tuned[name] - tensor for name, tensor in test.tensors.items()})

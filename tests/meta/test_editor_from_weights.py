@@ -15,11 +15,11 @@ from nfopt.meta.editor_proposers import (
     ConstantProposer,
     EditorProposer,
     FlatProposer,
-    SpecBoundProposer,
+    NetworkProposer,
     input_atoms,
 )
 from nfopt.models import build_model
-from nfopt.nn import NeuralFunctionalConfig
+from nfopt.nn import NeuralFunctional, NeuralFunctionalConfig
 from nfopt.zoo import Members, binary_classifiers
 
 SHAPE = (1, 5, 7)
@@ -60,8 +60,11 @@ def proposers(zoo):
     return {
         "constant": ConstantProposer(zoo),
         "flat": FlatProposer(zoo, 11, draw),
-        "layers": SpecBoundProposer(
-            zoo, NeuralFunctionalConfig(layer="dws", also_permuted=atoms, **LAYERS), draw
+        "layers": NetworkProposer(
+            zoo,
+            NeuralFunctional(
+                zoo.spec, NeuralFunctionalConfig(layer="dws", also_permuted=atoms, **LAYERS), generator=draw
+            ),
         ),
         "editor": EditorProposer(
             zoo,
