@@ -1,6 +1,6 @@
 """What editing from weights alone came to: a table for each shift, and one over all of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean, stdev
 from typing import Any
 
@@ -79,7 +79,7 @@ def _rows(scores: Scores) -> list[tuple[str, ...]]:
     return rows
 
 
-def _notes(nets: int, data: str, scores: Scores) -> Sequence[str]:
+def _notes(nets: int, data: str, scores: Scores) -> tuple[str, ...]:
     rates = [f"{key} {own['lr']:g}" for key, own in scores.items() if "lr" in own]
     return (
         f"{nets} unseen classifiers of two classes of {data}. Editors see the weights alone; ±: standard "
