@@ -1,10 +1,10 @@
-"""Does the bundled editor, learned on digits, serve nets of other pictures? Beside methods at their defaults.
+"""Does a learned editor serve nets of pictures that it did not learn on? Beside methods at their defaults.
 
 NFOPT_DATA=... python -m tests.benchmarks.editing_transfer fashion_mnist 14
 """
 
 import argparse
-from statistics import fmean
+from statistics import fmean, stdev
 
 import torch
 
@@ -15,15 +15,18 @@ from nfopt.meta.editor_nets import stacked_state, train_side_by_side
 from nfopt.models import build_model
 
 DOMAINS = ("clean", "brightness:4", "pixelate:3", "jpeg:5", "elastic:3", "gaussian:5", "contrast:4")
-METHODS: dict[str, Method | None] = {
-    "source": None,
-    "bn": BatchNormStatistics(),
-    "tent": Tent(),
-    "shot-im": ShotIM(),
-    "nf, editor": NeuralFunctionalEdit(checkpoint="editor"),
-    "nf, half": NeuralFunctionalEdit(checkpoint="editor", scale=0.5),
-    "nf, nominal": NeuralFunctionalEdit(),
-}
+
+
+def entrants(editor: str) -> dict[str, Method | None]:
+    return {
+        "source": None,
+        "bn": BatchNormStatistics(),
+        "tent": Tent(),
+        "shot-im": ShotIM(),
+        "nf, learned": NeuralFunctionalEdit(checkpoint=editor),
+        "nf, half": NeuralFunctionalEdit(checkpoint=editor, scale=0.5),
+        "nf, nominal": NeuralFunctionalEdit(checkpoint="nominal"),
+    }
 
 
 def arena(name: str, side: int, nets: int) -> Arena:
@@ -61,17 +64,31 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("side", type=int)
     parser.add_argument("--nets", type=int, default=2)
+    parser.add_argument("--editor", default="editor", help="a bundled editor's name, or the path of one")
     arguments = parser.parse_args()
     field = arena(arguments.data, arguments.side, arguments.nets)
+    methods = entrants(arguments.editor)
     for images in (16, 64):
-        trials = contest(field, METHODS, DOMAINS, Stream(images), 0, clean=False)
-        print(f"\n{images} target images", *(f"{name:>11}" for name in METHODS))
+        trials = contest(field, methods, DOMAINS, Stream(images), 0, clean=False)
+        print(f"\n{images} target images", *(f"{name:>11}" for name in methods))
         for domain in (*DOMAINS, "mean"):
             cells = [
                 fmean(t.target for t in trials if t.method == name and domain in (t.domain, "mean"))
-                for name in METHODS
+                for name in methods
             ]
             print(f"{domain:16}", *(f"{100 * cell:11.1f}" for cell in cells))
+        nominal, learned = (
+            [
+                fmean(t.target for t in trials if t.method == name and t.net == net)
+                for net in range(len(field.nets))
+            ]
+            for name in ("nf, nominal", "nf, learned")
+        )
+        gains = [100 * (after - before) for before, after in zip(nominal, learned, strict=True)]
+        spread = (
+            f" +- {stdev(gains) / len(gains) ** 0.5:.2f} over {len(gains)} nets" if len(gains) > 1 else ""
+        )
+        print(f"learned before nominal: {fmean(gains):+.2f}{spread}")
 
 
 if __name__ == "__main__":
