@@ -28,6 +28,7 @@ from nfopt.meta.editor_tasks import CLEAN
 from nfopt.progress import Progress
 from nfopt.recipe.adapt_contest_report import contest_tables, plot_contest
 from nfopt.recipe.adapt_options import DomainName, StepOptions
+from nfopt.recipe.adapt_streams import StreamOptions, stream_table, stream_trials
 from nfopt.recipe.inputs import DataOptions, DeviceName, device_of
 from nfopt.recipe.job import JobResult, Recipe, RunContext, job
 from nfopt.recipe.strict import Count, Index
@@ -76,6 +77,7 @@ class AdaptContestRecipe(Recipe):
         methods: by key, in the order of the tables.
         shots: labels per class for methods that learn from labels.
         one_sided: classes of the target images in the test of one-sided streams; null leaves it out.
+        stream: streams of target images, sorted by class and not; null leaves them out.
         test_images: test images to judge by, the first of them; null for all.
         oracle_steps: optimizer steps of the oracle, 64 images each.
         seed: of nets, images and edits.
@@ -90,6 +92,7 @@ class AdaptContestRecipe(Recipe):
     methods: Annotated[dict[str, EntrantOptions], Field(min_length=1)]
     shots: Count = 5
     one_sided: Count | None = 2
+    stream: StreamOptions | None = None
     test_images: Count | None = None
     oracle_steps: Count = 150
     seed: Index = 0
@@ -162,6 +165,12 @@ def run_adapt_contest(recipe: AdaptContestRecipe, context: RunContext) -> JobRes
         one_sided = _contest(recipe, context, arena, stream, chosen[str(images)])
     labelled = [key for key, entrant in recipe.methods.items() if "labels" in entrant.build().needs]
     tables = contest_tables(rows, one_sided, oracle, labelled, chosen)
+    streams: list[dict[str, Any]] = []
+    if recipe.stream is not None:
+        found = _chosen_methods(recipe, chosen[str(_nearest(recipe.images, recipe.stream.batch))])
+        able = {key: method for key, method in found.items() if key not in labelled}
+        streams = stream_trials(recipe.stream, context, arena, able, recipe.domains, recipe.seed)
+        tables += (stream_table(streams, recipe.stream),)
     figure = context.folder / "contest.png"
     plot_contest(figure, rows, oracle, labelled)
     timing: dict[str, JsonValue] = {
@@ -170,7 +179,8 @@ def run_adapt_contest(recipe: AdaptContestRecipe, context: RunContext) -> JobRes
         for key in recipe.methods
     }
     plain = {n: [{k: v for k, v in t.items() if k != "seconds"} for t in r] for n, r in rows.items()}
-    results: dict[str, JsonValue] = {"tuned": chosen, "oracle": oracle, "trials": plain}  # pyright: ignore[reportAssignmentType]
+    found_all: Any = {"tuned": chosen, "oracle": oracle, "trials": plain, "streams": streams}
+    results: dict[str, JsonValue] = found_all
     return JobResult(results, tables, timing, files=(figure,))
 
 
@@ -219,12 +229,22 @@ def _tuning(
     return found
 
 
-def _contest(
-    recipe: AdaptContestRecipe, context: RunContext, arena: Arena, stream: Stream, chosen: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def _chosen_methods(recipe: AdaptContestRecipe, chosen: Mapping[str, Any]) -> dict[str, Method | None]:
     methods: dict[str, Method | None] = {UNEDITED: None}
     for key, entrant in recipe.methods.items():
         methods[key] = entrant.settings()[chosen[key]["setting"]]
+    return methods
+
+
+def _nearest(counts: tuple[int, ...], wanted: int) -> int:
+    """Return the number of target images whose tuned settings serve batches of `wanted`."""
+    return min(counts, key=lambda count: abs(count - wanted))
+
+
+def _contest(
+    recipe: AdaptContestRecipe, context: RunContext, arena: Arena, stream: Stream, chosen: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    methods = _chosen_methods(recipe, chosen)
     domains = [*recipe.domains, *([] if CLEAN in recipe.domains else [CLEAN])]
     sided = "" if stream.classes is None else f", {stream.classes} classes"
     task = f"edits from {stream.images} images{sided}"

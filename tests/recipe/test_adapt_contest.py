@@ -13,6 +13,7 @@ methods:
   bn: {method: bn, tune: {source_count: [0.0, 8.0]}}
   nf: {method: nf}
   finetune: {method: finetune, options: {steps: 2}}
+stream: {batch: 11, images: 25}
 device: cpu
 """
 
@@ -38,7 +39,9 @@ def test_every_method_edits_every_net_in_every_domain(recipe, tmp_path):
     }
     tried = found["tuned"]["11"]["bn"]
     assert tried["setting"] in tried["tried"] and len(tried["tried"]) == 2
-    table, one_sided = outcome.result.tables
+    table, one_sided, streams = outcome.result.tables
+    assert len(found["streams"]) == 3 * 2 * 4  # no stream for finetune; orders, reset and carried on
+    assert [row[0] for row in streams.rows] == ["source", "bn", "nf"]
     assert table.columns == ("domain", "source", "bn", "nf", "finetune*", "oracle")
     assert [row[0] for row in table.rows] == ["contrast:3", "mean", "±", "gap", "clean", "from clean"]
     assert dict(zip(table.columns, table.rows[3], strict=True))["source"] == "0.00"
@@ -52,6 +55,7 @@ def test_a_contest_that_was_stopped_is_not_begun_again(recipe, monkeypatch):
     whole = run_recipe(recipe()).result.results
     monkeypatch.setattr(adapt_contest, "contest", None)
     monkeypatch.setattr(adapt_contest, "tuned", None)
+    monkeypatch.setattr("nfopt.recipe.adapt_streams.stream_accuracy", None)
     assert run_recipe(recipe(), resume=True).result.results == whole
 
 
