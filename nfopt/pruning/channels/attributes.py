@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nfopt.errors import PruningError
+from nfopt.pruning.channels.custom_sizes import update_custom
+from nfopt.pruning.channels.narrow_attention import NarrowAttention
 from nfopt.pruning.channels.subset import Kept, kept_positions
-from nfopt.symmetry import Axis, PermutationSpec, Sum
-from nfopt.symmetry.axes import atoms_of
+from nfopt.symmetry import Axis, PermutationSpec
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,11 @@ class Part:
 def update_attributes(model: nn.Module, spec: PermutationSpec, kept: Kept) -> None:
     """Set channel counts, group counts and head counts of a model whose tensors are smaller already.
 
-    Modules of torch and their subclasses are known by type. Of any other module, whole numbers of customary
-    names that equal an old size among its own tensors or those of its parts take the new size; so does a
-    tuple of the sizes of concatenated blocks.
+    Modules of torch and their subclasses are known by type; for any other module see `update_custom`.
 
     Raises:
-        PruningError: what remains of a grouped convolution or norm has groups of different sizes.
+        PruningError: what remains of a grouped convolution or norm has groups of different sizes, or a
+            recurrent network's layers would differ in width.
     """
     own: dict[str, dict[str, tuple[Axis, ...]]] = {}
     for name, entry in spec.tensors.items():
@@ -59,7 +58,8 @@ def update_attributes(model: nn.Module, spec: PermutationSpec, kept: Kept) -> No
         if part.axes:
             update_known(part)
         axes = [axis for tensors in _near(module, name, own) for every in tensors.values() for axis in every]
-        update_custom(module, axes, kept)
+        if not type(module).__module__.startswith("torch.nn.") and not isinstance(module, _PLAIN):
+            update_custom(module, axes, kept)
 
 
 def _near(
@@ -126,6 +126,45 @@ def _prelu(part: Part) -> None:
     module.num_parameters = module.weight.shape[0]
 
 
+def _recurrent(part: Part) -> None:
+    module: Any = part.module
+    names = [name for name in module._parameters if name.startswith("weight_hh")]
+    widths = [module._parameters[name].shape[1] for name in names]
+    gates = part.axes[names[0]][0].size // module.hidden_size
+    units = [module._parameters[name].shape[0] // gates for name in names]
+    if len(set(units)) > 1 or len(set(widths)) > 1:
+        raise PruningError(
+            f"the {type(module).__name__} {part.name} has layers or directions of which {units} units would "
+            "be left: torch keeps one number for all. Keep equally many of each."
+        )
+    module.input_size = module.weight_ih_l0.shape[1]
+    module.hidden_size = units[0]
+    if module.proj_size:
+        module.proj_size = widths[0]
+    # It computes with a list of its own; assigning its weights anew fills it.
+    for name, weight in list(module._parameters.items()):
+        setattr(module, name, weight)
+
+
+def _recurrent_cell(part: Part) -> None:
+    module: Any = part.module
+    module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+
+
+def _attention(part: Part) -> None:
+    module: Any = part.module
+    name = "in_proj_weight" if module.in_proj_weight is not None else "q_proj_weight"
+    if all(len(part.positions(tensor, dim)) == axis.size
+           for tensor, axes in part.axes.items() for dim, axis in enumerate(axes)):  # fmt: skip
+        return
+    queries = part.positions(name, 0)
+    queries = queries[queries < module.num_heads * module.head_dim]
+    NarrowAttention.take_over(module, len(torch.unique(queries // module.head_dim)))
+
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_PLAIN = (nn.Linear, nn.modules.conv._ConvNd, *_NORMS, *_RECURRENT, nn.MultiheadAttention)
 _KNOWN: tuple[tuple[Any, Callable[[Part], None]], ...] = (
     (nn.Linear, _linear),
     (nn.modules.conv._ConvNd, _convolution),
@@ -134,6 +173,9 @@ _KNOWN: tuple[tuple[Any, Callable[[Part], None]], ...] = (
     ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
     (nn.Embedding, _embedding),
     (nn.PReLU, _prelu),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent_cell),
+    (nn.MultiheadAttention, _attention),
 )
 
 
@@ -150,94 +192,3 @@ def _groups_left(part: Part, tensor: str, dim: int, groups: int, what: str) -> i
             "would be left: groups must stay of one size. Keep equally many channels of each."
         )
     return len(left)
-
-
-# What modules outside torch call their sizes. Heads and attention widths are often as many as something
-# else is wide, so that for them only what has changed is looked at.
-HEAD_NAMES = frozenset({"num_heads", "heads", "n_heads", "num_attention_heads", "nh"})
-WIDTH_NAMES = frozenset(
-    {
-        "all_head_dim",
-        "all_head_size",
-        "attn_dim",
-        "hidden_dim",
-        "hidden_features",
-        "inner_dim",
-        "key_attn_dim",
-    }
-    | {"nh_kd", "out_dim_attn", "qk_total_dim", "val_attn_dim", "d_inner", "dh"}
-)
-SIZE_NAMES = frozenset(
-    {"attn_head_dim", "attention_head_size", "head_dim", "key_dim", "val_dim", "dim_head", "dim", "embed_dim"}
-    | {"channels", "num_channels", "in_channels", "out_channels", "in_chs", "out_chs", "mid_chs", "width"}
-    | {"num_features", "in_features", "out_features", "groups", "num_groups", "planes", "in_planes", "in_dim"}
-    | {"out_dim", "dim_in", "dim_out", "dim_conv", "dim_conv3", "dim_untouched", "pdim", "qk_dim", "d"}
-)
-_TORCH_TYPES = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
-
-
-def update_custom(module: nn.Module, axes: list[Axis], kept: Kept) -> None:
-    """Set sizes that a module outside torch's own keeps as plain numbers, where they are recognised.
-
-    A number is recognised by its name and by its old value, if that leads to one new value only.
-    """
-    if type(module).__module__.startswith("torch.nn.") or isinstance(module, _TORCH_TYPES):
-        return
-    heads, widths, sizes = _new_sizes(axes, kept)
-    blocks = _new_blocks(axes, kept)
-    for key, value in list(vars(module).items()):
-        known = (
-            heads
-            if key in HEAD_NAMES
-            else widths
-            if key in WIDTH_NAMES
-            else sizes
-            if key in SIZE_NAMES
-            else {}
-        )
-        if isinstance(value, int) and not isinstance(value, bool):
-            new = known.get(value, ())
-            if len(new) == 1:
-                setattr(module, key, next(iter(new)))
-        elif key == "normalized_shape" and isinstance(value, tuple):
-            new = sizes.get(prod(value), ())
-            if len(new) == 1:
-                setattr(module, key, (next(iter(new)),))
-        elif _is_sizes(value) and len(new := blocks.get(tuple(value), ())) == 1:
-            setattr(module, key, type(value)(next(iter(new))))
-
-
-def _is_sizes(value: Any) -> TypeGuard[list[int] | tuple[int, ...]]:
-    return type(value) in (list, tuple) and len(value) > 1 and all(type(each) is int for each in value)
-
-
-_Sizes = dict[int, set[int]]
-
-
-def _new_sizes(axes: list[Axis], kept: Kept) -> tuple[_Sizes, _Sizes, _Sizes]:
-    """Return new sizes by old ones: of groups that change, of whole axes that change, and of both in all."""
-    heads: _Sizes = {}
-    widths: _Sizes = {}
-    sizes: _Sizes = {}
-    for axis in axes:
-        for part in (axis, *atoms_of(axis)):
-            new = _new_size(part, kept)
-            sizes.setdefault(part.size, set()).add(new)
-            if new != part.size:
-                (widths if part is axis else heads).setdefault(part.size, set()).add(new)
-    return heads, widths, sizes
-
-
-def _new_blocks(axes: list[Axis], kept: Kept) -> dict[tuple[int, ...], set[tuple[int, ...]]]:
-    """Return the new sizes of concatenated blocks by the old."""
-    blocks: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
-    for axis in axes:
-        if isinstance(axis, Sum):
-            old = tuple(block.size for block in axis.blocks)
-            blocks.setdefault(old, set()).add(tuple(_new_size(block, kept) for block in axis.blocks))
-    return blocks
-
-
-def _new_size(axis: Axis, kept: Kept) -> int:
-    positions = kept_positions(axis, kept)
-    return axis.size if positions is None else len(positions)

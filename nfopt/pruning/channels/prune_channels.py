@@ -15,7 +15,7 @@ from nfopt.progress import ProgressCallback, silent
 from nfopt.pruning.channels.cost import Cost, cost_of
 from nfopt.pruning.channels.plan import PruningPlan
 from nfopt.pruning.channels.proof import RemovalProof, RemovalProver
-from nfopt.pruning.channels.removable import check_final, nothing_removable, removable_groups
+from nfopt.pruning.channels.removable import bundles_of, check_final, nothing_removable, removable_groups
 from nfopt.pruning.channels.worth import channel_worth
 from nfopt.pruning.mask import model_digest
 from nfopt.pruning.prune import score_once
@@ -29,7 +29,8 @@ class ChannelPruning:
     """What `prune_channels` has done.
 
     Attributes:
-        model: the smaller module, a plain one; the original is unchanged.
+        model: the smaller module, a plain one; the original is unchanged. torch's attention with other heads
+            than `embed_dim` allows is a `NarrowAttention`, of the same parameters and calls.
         plan: which channels remain; applies to a fresh model too.
         held: groups that cannot be removed, and what holds each.
         proof: that the smaller model computes what the original does with zeroed channels.
@@ -114,10 +115,11 @@ def prune_channels(
     prover = RemovalProver(model, spec, example_inputs, seed=seed)
     trial = {group: _best(worth[group], density, multiple_of) for group in groups}
     trial = {group: indices for group, indices in trial.items() if len(indices) < len(worth[group])}
-    free, held = removable_groups(prover, trial, progress, exact=exact) if trial else ({}, {})
+    bundles = bundles_of(spec)
+    free, held = removable_groups(prover, trial, progress, bundles=bundles, exact=exact)
     if held and (not free or include is not None):
         raise nothing_removable(spec, held, list(held))
-    kept = free if scope == "layer" else _over_all({g: worth[g] for g in free}, density, multiple_of)
+    kept = free if scope == "layer" else _over_all({g: worth[g] for g in free}, density, multiple_of, bundles)
     proof = check_final(prover.prove(kept), exact=exact)
     origin = {
         "score": score if isinstance(score, str) else score.name,
@@ -195,14 +197,23 @@ def _best(worth: Tensor, density: float, multiple_of: int) -> Tensor:
     return top(worth, _count(len(worth), density, multiple_of)).nonzero().flatten()
 
 
-def _over_all(worth: Mapping[str, Tensor], density: float, multiple_of: int) -> dict[str, Tensor]:
-    """Return the best channels of all groups together, at least one of each, counts rounded up."""
+def _over_all(
+    worth: Mapping[str, Tensor], density: float, multiple_of: int, bundles: Sequence[Sequence[str]]
+) -> dict[str, Tensor]:
+    """Return the best channels of all groups together, at least one of each, counts rounded up.
+
+    Groups of one size in one bundle get one count, their mean: a module may keep it in one number.
+    """
     everything = torch.cat(list(worth.values()))
     chosen = top(everything, round(density * len(everything))).split([len(w) for w in worth.values()])
+    counts = {group: float(mask.sum()) for group, mask in zip(worth, chosen, strict=True)}
+    for bundle in bundles:
+        for size in {len(worth[group]) for group in bundle if group in worth}:
+            alike = [group for group in bundle if group in worth and len(worth[group]) == size]
+            counts.update(dict.fromkeys(alike, sum(counts[group] for group in alike) / len(alike)))
     kept = {}
-    for (group, values), mask in zip(worth.items(), chosen, strict=True):
-        share = int(mask.sum()) / len(values)
-        indices = _best(values, share, multiple_of)
+    for group, values in worth.items():
+        indices = _best(values, counts[group] / len(values), multiple_of)
         if len(indices) < len(values):
             kept[group] = indices
     return kept

@@ -9,23 +9,31 @@ from nfopt.errors import PruningError
 from nfopt.progress import Progress, ProgressCallback
 from nfopt.pruning.channels.proof import RemovalProof, RemovalProver
 from nfopt.symmetry import PermutationSpec
+from nfopt.symmetry.axes import atoms_of
 
 TASK = "prove that channels can be removed"
 
 
 def removable_groups(
-    prover: RemovalProver, kept: Mapping[str, Tensor], progress: ProgressCallback, *, exact: bool = True
+    prover: RemovalProver,
+    kept: Mapping[str, Tensor],
+    progress: ProgressCallback,
+    *,
+    bundles: Sequence[Sequence[str]] = (),
+    exact: bool = True,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Divide groups into those that can be removed together and those that something holds.
 
     All at once first. What fails is halved until the single groups that fail are found, each tried beside all
     that passed before it: with h held groups of n about 2 h log2(n / h) proofs, and the last one that passed
-    is of the very set that is returned.
+    is of the very set that is returned. Groups that fail alone and stand in a bundle are tried once more with
+    its other members.
 
     Args:
         prover: of the model.
         kept: for each group the indices that would remain.
         progress: hears of every group.
+        bundles: groups whose sizes a module may keep in one number (`bundles_of`).
         exact: whether the smaller model must compute what the original does with zeros; else it must run.
 
     Returns:
@@ -38,25 +46,45 @@ def removable_groups(
         batch = waiting.pop()
         progress(Progress(TASK, len(free) + len(held), len(kept), batch[0]))
         trial = {**free, **{group: kept[group] for group in batch}}
-        proof = prover.prove(trial, explain=len(batch) == 1)
-        if _is_good(proof, exact):
+        if _is_good(prover.prove(trial, explain=False), exact):
             free = trial
         elif len(batch) > 1:
             half = len(batch) // 2
             waiting += [batch[half:], batch[:half]]
         else:
-            held[batch[0]] = _reason(prover, batch[0], kept, proof, exact) if free else proof.reason
+            held[batch[0]] = _reason(prover, batch[0], kept, free, exact)
+    for bundle in bundles:
+        again = [group for group in bundle if group in held]
+        trial = {**free, **{group: kept[group] for group in again}}
+        if len(again) > 1 and _is_good(prover.prove(trial, explain=False), exact):
+            free = trial
+            for group in again:
+                del held[group]
     progress(Progress(TASK, len(kept), len(kept)))
     return free, held
 
 
+def bundles_of(spec: PermutationSpec) -> list[list[str]]:
+    """Return the groups on the first axes of one module's tensors: layers of an LSTM, queries and values.
+
+    A module may keep their sizes in one number (`hidden_size`, `head_dim`): they can only go together then.
+    Only bundles of at least two groups are returned.
+    """
+    bundles: dict[str, dict[str, None]] = {}
+    for name, entry in spec.tensors.items():
+        if entry.axes:
+            found = bundles.setdefault(name.rpartition(".")[0], {})
+            found.update(dict.fromkeys(a.name for a in atoms_of(entry.axes[0]) if a.name in spec.groups))
+    return [list(found) for found in bundles.values() if len(found) > 1]
+
+
 def _reason(
-    prover: RemovalProver, group: str, kept: Mapping[str, Tensor], in_company: RemovalProof, exact: bool
+    prover: RemovalProver, group: str, kept: Mapping[str, Tensor], free: Mapping[str, Tensor], exact: bool
 ) -> str:
     """Return what holds a group that cannot be removed with others: itself, or the company."""
     alone = prover.prove({group: kept[group]})
     if _is_good(alone, exact):
-        return f"not together with the other groups: {in_company.reason}"
+        return f"not together with the other groups: {prover.prove({**free, group: kept[group]}).reason}"
     return alone.reason
 
 

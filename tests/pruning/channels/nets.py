@@ -177,6 +177,74 @@ class MeanOverChannels(nn.Module):
         return self.head(torch.relu(self.other(x - x.mean(1, keepdim=True))).mean((2, 3)))
 
 
+class Recurrent(nn.Module):
+    """Two layers of an LSTM in both directions, a GRU, and a cell: torch keeps one width for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 11)
+        self.lstm = nn.LSTM(11, 7, num_layers=2, bidirectional=True, batch_first=True)
+        self.gru = nn.GRU(14, 5, batch_first=True)
+        self.cell = nn.GRUCell(5, 13)
+        self.head = nn.Linear(13, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.gru(self.lstm(self.embed(x))[0])
+        return self.head(self.cell(x[:, 1], self.cell(x[:, 0])))
+
+
+class TorchAttention(nn.Module):
+    """torch's own attention, in an encoder layer and with keys of another width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 15)
+        self.layer = nn.TransformerEncoderLayer(15, 5, 13, dropout=0.0, batch_first=True)
+        self.across = nn.MultiheadAttention(15, 3, kdim=3, vdim=3, batch_first=True)
+        self.head = nn.Linear(15, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.layer(self.embed(x), src_mask=torch.ones(7, 7).triu(1).bool())
+        return self.head(self.across(seen, x, x, need_weights=False)[0].mean(1))
+
+
+class Gated(nn.Module):
+    """A linear map split into three, two as wide as the first; heads together as wide as the stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 2 * (5 + 7))
+        self.split_sizes = (12, 5, 7)
+        self.second = nn.Linear(12, 12)
+        self.qkv, self.num_heads, self.attn_dim = nn.Linear(12, 36), 3, 12
+        self.proj, self.head = nn.Linear(12, 7), nn.Linear(7, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, a, b = self.first(x).split(self.split_sizes, -1)
+        x = self.second(torch.relu(gate) * torch.cat([a, b], -1))
+        q, k, v = self.qkv(x).reshape(2, 7, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        x = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+        return self.head(torch.relu(self.proj(x.transpose(1, 2).reshape(2, 7, self.attn_dim))).mean(1))
+
+
+class OneHeadSize(nn.Module):
+    """Queries and values of one width, which the module keeps in one number, and a bias table in a shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.num_heads, self.dim_head = nn.Linear(3, 13), 5, 11
+        self.qkv, self.table = nn.Linear(13, 165), nn.Parameter(torch.randn(49, 5))
+        self.bias_shape = (7, 7, 5)
+        self.proj, self.head = nn.Linear(55, 17), nn.Linear(17, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.qkv(self.embed(x)).view(2, 7, self.num_heads, 3 * self.dim_head).transpose(1, 2)
+        q, k, v = x.chunk(3, -1)
+        bias = self.table.view(self.bias_shape).permute(2, 0, 1)
+        x = torch.softmax(q @ k.transpose(-1, -2) + bias, -1) @ v
+        return self.head(torch.relu(self.proj(x.transpose(1, 2).flatten(2))).mean(1))
+
+
 IMAGE = (2, 3, 5, 5)
 CASES: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "flatten": (Flat, IMAGE),
@@ -188,6 +256,10 @@ CASES: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "tied": (Tied, (2, 3)),
     "shared": (SharedNorm, IMAGE),
     "group norm": (GroupNormed, IMAGE),
+    "recurrent": (Recurrent, (2, 5, 3)),
+    "torch's attention": (TorchAttention, (2, 7, 3)),
+    "gated": (Gated, (2, 7, 3)),
+    "one head size": (OneHeadSize, (2, 7, 3)),
 }
 
 

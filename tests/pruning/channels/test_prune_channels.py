@@ -11,7 +11,8 @@ from nfopt.pruning import prune_channels
 from nfopt.symmetry import trace_permutation_spec, verify
 from tests.pruning.channels.nets import CASES, Hard, MeanOverChannels, build
 
-HELD = {"attention": 2, "group norm": 1}  # the stream and the heads' channels; the channels within a group
+# The stream and the heads' channels; the channels within a group; the stream that two norms look at.
+HELD = {"attention": 2, "group norm": 1, "torch's attention": 1}
 
 
 def by_hand(model, x, plan):
@@ -102,6 +103,37 @@ def test_size_attributes_follow():
     assert (smaller.num_heads, smaller.head_dim, smaller.qkv.out_features) == (2, 3, 18)
     model, x = build("concat and split")
     assert prune_channels(model, x, 0.5).model.sizes == (2, 4)
+
+
+def test_recurrent_layers_and_directions_keep_one_width_whatever_the_scope():
+    model, x = build("recurrent")
+    with torch.no_grad():
+        model.lstm.weight_ih_l1.mul_(100)
+    for scope in ("layer", "global"):
+        smaller = prune_channels(model, x, 0.5, scope=scope).model
+        assert smaller.lstm.hidden_size == smaller.lstm.weight_hh_l1.shape[1] < 7
+        assert smaller.gru.input_size == 2 * smaller.lstm.hidden_size
+
+
+def test_one_layer_of_a_recurrent_stack_alone_is_refused_by_name():
+    model, x = build("recurrent")
+    with pytest.raises(PruningError, match=r"the LSTM lstm has layers or directions of which \[4, 7, 7, 7\]"):
+        prune_channels(model, x, 0.5, include=["lstm.weight_ih_l0"])
+
+
+def test_what_is_kept_in_one_number_goes_together_even_where_something_else_is_held():
+    model, x = build("one head size")
+    norm = nn.LayerNorm(13)
+    model.embed = nn.Sequential(model.embed, norm)
+    pruning = prune_channels(model, x, 0.5)
+    assert list(pruning.held) == ["embed.0"]
+    assert (pruning.model.num_heads, pruning.model.dim_head, pruning.model.bias_shape) == (2, 6, (7, 7, 2))
+
+
+def test_a_stream_as_wide_as_its_heads_can_go_without_them():
+    model, x = build("gated")
+    smaller = prune_channels(model, x, 0.5, include=["second"]).model
+    assert (smaller.attn_dim, smaller.num_heads, smaller.qkv.in_features) == (12, 3, 6)
 
 
 def test_the_original_is_not_changed():
