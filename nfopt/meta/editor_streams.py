@@ -26,7 +26,7 @@ class StreamTrial:
         method: name of the method.
         domain: name of the domain.
         order: "shuffled", or "sorted" by class.
-        carried: whether each batch's edit starts from the one before ("continual") or from the base ("reset").
+        carried: whether an edit starts from the one before ("continual") or from the base ("reset").
         net: number of the net.
         accuracy: share of all images of the stream that the net, edited for their batch, tells right.
     """

@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from nfopt.editing import Method
 from nfopt.meta.editor_contest import UNEDITED, Arena
-from nfopt.meta.editor_streams import ORDERS, StreamTrial, batches_of, stream_accuracy
+from nfopt.meta.editor_streams import ORDERS, Order, StreamTrial, batches_of, stream_accuracy
 from nfopt.progress import Progress
 from nfopt.recipe.job import RunContext, Table
 from nfopt.recipe.strict import Count, Strict
@@ -39,7 +39,7 @@ def stream_trials(
     seed: int,
 ) -> list[dict[str, Any]]:
     """Return a trial of every method on every net, domain and order, reset and carried on."""
-    modes = [(order, carried) for order in ORDERS for carried in (False, True)]
+    modes: list[tuple[Order, bool]] = [(order, carried) for order in ORDERS for carried in (False, True)]
     count = min(options.images, len(arena.seen[domains[0]])) // options.batch
     total, done = len(methods) * len(domains) * len(arena.nets) * len(modes) * count, 0
 
