@@ -247,11 +247,12 @@ def test_a_smaller_model_can_be_exported():
     torch.testing.assert_close(program.module()(x), smaller(x))
 
 
-def test_a_smaller_model_goes_through_onnx():
+@pytest.mark.parametrize("case", ["grouped, depthwise, transposed", "torch's attention"])
+def test_a_smaller_model_goes_through_onnx(case):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    model, x = build("grouped, depthwise, transposed")
+    model, x = build(case)
     smaller = prune_channels(model, x, 0.5).model.eval()
     file = io.BytesIO()
     torch.onnx.export(smaller, (x,), file, dynamo=True)
