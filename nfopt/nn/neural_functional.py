@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from math import isfinite
 from typing import Literal, TypeAlias, get_args
 
@@ -16,6 +16,7 @@ from nfopt.nn.attention import NPAttention
 from nfopt.nn.attention_pooling import AttentionPooling
 from nfopt.nn.dws import DWSLinear
 from nfopt.nn.encoding import Encoding, GaussianFourierFeatures, PositionEncoding
+from nfopt.nn.invariant_head import InvariantHead
 from nfopt.nn.layout import LayoutError, WeightLayout, weight_layout
 from nfopt.nn.nf_linear import HNPLinear, NPLinear, PointwiseLinear
 from nfopt.nn.normalisation import ChannelDropout, Over, WeightSpaceNorm, WeightStandardiser
@@ -29,6 +30,7 @@ Head: TypeAlias = Literal["invariant", "equivariant"]
 Activation: TypeAlias = Literal["relu", "gelu", "silu"]
 # With the gain that gives a standard normal input a root mean square of 1 again (He et al. 2015, for relu).
 _ACTIVATIONS = {"relu": (F.relu, 2**0.5), "gelu": (F.gelu, 1.5335), "silu": (F.silu, 1.6765)}
+_STATISTICS_NETS = 512
 _PERMUTES_IO: tuple[LayerKind, ...] = ("np", "attention")
 
 
@@ -59,6 +61,7 @@ class NeuralFunctionalConfig:
         pooling: statistics of the invariant head, where it has no queries.
         queries: vectors of an `AttentionPooling` in the invariant head; 0 for statistics.
         head_hidden: width of the hidden layer of the invariant head; 0 for a linear one.
+        standardise_pooled: whether `fit_statistics` standardises what the invariant head pools, too.
         output_scale: factor on the outputs of the head (editing starts near no edit with .01, as in NFN).
     """
 
@@ -81,6 +84,7 @@ class NeuralFunctionalConfig:
     pooling: tuple[Statistic, ...] = ("mean",)
     queries: int = 0
     head_hidden: int = 64
+    standardise_pooled: bool = False
     output_scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -160,7 +164,7 @@ class NeuralFunctional(nn.Module):
         if config.head == "equivariant":
             self.head = _linear(layout, config, c, config.outputs, generator)
         else:
-            self.head = _InvariantHead(layout, config, generator)
+            self.head = _invariant_head(layout, config, generator)
 
     def forward(
         self, tensors: Mapping[str, Float[Tensor, "..."]]
@@ -181,7 +185,7 @@ class NeuralFunctional(nn.Module):
         """
         config = self.config
         values = self.encode(self._enter(tensors))
-        if isinstance(self.head, _InvariantHead):
+        if isinstance(self.head, InvariantHead):
             return self.head(values) * config.output_scale
         written = [each * config.output_scale for each in self.head(values)]
         return self.layout.leave(written, channels=config.outputs > 1)
@@ -196,7 +200,16 @@ class NeuralFunctional(nn.Module):
             PermutationSpecError: a tensor is not the spec's.
             LayoutError: the channels are not those configured, or a number is not finite.
         """
-        self.standardiser.fit(self._enter(tensors))
+        values = self._enter(tensors)
+        self.standardiser.fit(values)
+        if not (isinstance(self.head, InvariantHead) and self.head.standardise):
+            return
+        was_training = self.training
+        self.eval()
+        with torch.no_grad():
+            # The statistics of the first nets serve all, and their features fit into memory.
+            self.head.fit(self.encode([each[:_STATISTICS_NETS] for each in values]))
+        self.train(was_training)
 
     def _enter(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         return self.layout.enter(tensors, channels=self.config.in_channels > 1)
@@ -251,30 +264,22 @@ class _Layer(nn.Module):
         return [each + self.scale * more for each, more in zip(hidden, mixed, strict=True)]
 
 
-class _InvariantHead(nn.Module):
-    def __init__(
-        self, layout: WeightLayout, config: NeuralFunctionalConfig, generator: torch.Generator | None
-    ) -> None:
-        super().__init__()
-        c = config.channels
-        if config.queries:
-            self.pooling = AttentionPooling(
-                layout, c, config.queries, heads=config.heads, generator=generator
-            )
-        else:
-            self.pooling = InvariantPooling(layout, c, config.pooling)
-        self.activation: Activation = config.activation
-        sizes = [self.pooling.features, *([config.head_hidden] if config.head_hidden else []), config.outputs]
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for rows, columns in pairwise(sizes):
-            self.weights.append(nn.Parameter(torch.randn(rows, columns, generator=generator) / rows**0.5))
-            self.biases.append(nn.Parameter(torch.zeros(columns)))
-
-    def forward(self, values: Sequence[Tensor]) -> Tensor:
-        x = self.pooling(values)
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = (x if i == 0 else _activate(x, self.activation)) @ weight + bias
-        return x
+def _invariant_head(
+    layout: WeightLayout, config: NeuralFunctionalConfig, generator: torch.Generator | None
+) -> InvariantHead:
+    c = config.channels
+    if config.queries:
+        pooling = AttentionPooling(layout, c, config.queries, heads=config.heads, generator=generator)
+    else:
+        pooling = InvariantPooling(layout, c, config.pooling)
+    return InvariantHead(
+        pooling,
+        config.head_hidden,
+        config.outputs,
+        partial(_activate, activation=config.activation),
+        standardise=config.standardise_pooled,
+        generator=generator,
+    )
 
 
 def _activate(x: Tensor, activation: Activation) -> Tensor:

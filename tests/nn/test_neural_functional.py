@@ -26,6 +26,7 @@ CONFIGS = {
     "np told apart": {"layer": "np", "position": "learned", "norm": "tensor", "activation": "gelu"},
     "nft": {"layer": "attention", "position": "sinusoidal", "fourier_frequencies": 3, "activation": "silu"},
     "queries": {"queries": 5, "heads": 2},
+    "standardised": {"standardise_pooled": True, "norm": None, "fourier_frequencies": 3},
 }
 
 

@@ -12,6 +12,8 @@ from nfopt.nn.neural_functional import LayerKind
 
 DEPTH = 4
 HEADS = 4
+FOURIER_FREQUENCIES = 8
+FOURIER_SCALE = 0.5
 WIDE = 64
 """Fixed atoms of more indices than this (784 pixels) are dimensions with positions, not channels."""
 
@@ -23,6 +25,10 @@ def _functional(
         name for name, atom in question.spec.atoms.items() if name in question.spec.fixed and atom.size > WIDE
     )
     permuted_io = layer in ("np", "attention")
+    invariant = question.head == "invariant"
+    # Between layers, norms per element forget how large weights are, which is most of what tells one net from
+    # another; an attention needs them.
+    bare = invariant and layer != "attention"
     config = NeuralFunctionalConfig(
         layer=layer,
         head=question.head,
@@ -30,6 +36,10 @@ def _functional(
         channels=width,
         depth=DEPTH,
         heads=HEADS,
+        norm=None if bare else "element",
+        fourier_frequencies=FOURIER_FREQUENCIES if invariant else 0,
+        fourier_scale=FOURIER_SCALE,
+        standardise_pooled=invariant,
         position="learned" if permuted_io or wide else None,
         also_permuted=() if permuted_io else wide,
         output_scale=question.output_scale,
