@@ -9,7 +9,7 @@ from nfopt.symmetry import Atom, Axis, Prod, Sum
 from nfopt.symmetry.axes import atoms_of
 
 # Heads and hidden widths are often as many as something else is wide, so that for them only what has changed
-# is looked at.
+# is looked at, and for heads first what is a factor of something.
 HEAD_NAMES = frozenset({"num_heads", "heads", "n_heads", "num_attention_heads", "nh"})
 WIDTH_NAMES = frozenset({"hidden_dim", "hidden_features", "nh_kd", "d_inner", "dh"})
 # The width of all heads together is a product of heads and channels, and often that of the stream as well.
@@ -69,7 +69,12 @@ def _numbers(axes: list[Axis], kept: Kept) -> list[tuple[frozenset[str], _Sizes]
                 (widths if part is axis else heads).setdefault(part.size, set()).add(new)
         for product in _products(axis):
             inner.setdefault(product.size, set()).add(_new_size(product, kept))
-    kinds = [(HEAD_NAMES, heads), (WIDTH_NAMES, widths), (INNER_NAMES, widths | inner), (SIZE_NAMES, sizes)]
+    kinds = [
+        (HEAD_NAMES, widths | heads),
+        (WIDTH_NAMES, widths),
+        (INNER_NAMES, widths | inner),
+        (SIZE_NAMES, sizes),
+    ]
     return [(names, {old: set(new) for old, new in found.items()}) for names, found in kinds]
 
 

@@ -182,7 +182,9 @@ def _first_difference(before: _Watch, after: _Watch, axes: list[Axis], kept: Kep
         for one, other in zip(reference, after.outputs[key][1], strict=True):
             matched = _matching(one, other, axes, kept)
             if matched and min(difference([each], [other]) for each in matched) > TOLERANCE:
-                return f"{title} computes other values for the channels that remain, such as a mean over all"
+                return (
+                    f"{title} computes other values for the channels that remain, such as by a mean over all"
+                )
     return "its outputs differ from those with zeroed channels"
 
 

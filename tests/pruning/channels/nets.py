@@ -227,6 +227,17 @@ class Gated(nn.Module):
         return self.head(torch.relu(self.proj(x.transpose(1, 2).reshape(2, 7, self.attn_dim))).mean(1))
 
 
+class TableOfHeads(nn.Module):
+    """One bias per head, by an axis that is nothing but the heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.table = 5, nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x).view(-1, self.num_heads)
+
+
 class OneHeadSize(nn.Module):
     """Queries and values of one width, which the module keeps in one number, and a bias table in a shape."""
 
@@ -234,14 +245,15 @@ class OneHeadSize(nn.Module):
         super().__init__()
         self.embed, self.num_heads, self.dim_head = nn.Linear(3, 13), 5, 11
         self.qkv, self.table = nn.Linear(13, 165), nn.Parameter(torch.randn(49, 5))
-        self.bias_shape = (7, 7, 5)
+        self.bias_shape, self.more = (7, 7, 5), TableOfHeads()
         self.proj, self.head = nn.Linear(55, 17), nn.Linear(17, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        more = self.more(x[0]).T[:, None, :]
         x = self.qkv(self.embed(x)).view(2, 7, self.num_heads, 3 * self.dim_head).transpose(1, 2)
         q, k, v = x.chunk(3, -1)
         bias = self.table.view(self.bias_shape).permute(2, 0, 1)
-        x = torch.softmax(q @ k.transpose(-1, -2) + bias, -1) @ v
+        x = torch.softmax(q @ k.transpose(-1, -2) + bias + more, -1) @ v
         return self.head(torch.relu(self.proj(x.transpose(1, 2).flatten(2))).mean(1))
 
 
