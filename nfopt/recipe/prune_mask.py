@@ -16,6 +16,7 @@ from nfopt.recipe.prune_options import (
     digest,
     mask_file,
     masked_training,
+    pattern_notes,
     report_into,
 )
 from nfopt.recipe.prune_plots import plot_densities
@@ -67,6 +68,7 @@ def run_prune_mask(recipe: PruneMaskRecipe, context: RunContext) -> JobResult:
     """Make pruning masks of a fresh model by several scores and show what each keeps of every layer."""
     data = loaded(recipe.data)
     context.note_data(data.name, data.content_hash)
+    patterns = pattern_notes(recipe.masks, build(recipe.model, data, recipe.seed, device_of(recipe.device)))
     found: dict[str, Any] = {}
     files = []
     for done, (key, options) in enumerate(recipe.masks.items()):
@@ -85,7 +87,7 @@ def run_prune_mask(recipe: PruneMaskRecipe, context: RunContext) -> JobResult:
     plot_densities(
         figure, layers, {labels[k]: [_density(v, layer) for layer in layers] for k, v in found.items()}, title
     )
-    table = _table(title, layers, labels, found)
+    table = _table(title, layers, labels, found, patterns)
     return JobResult(results={"masks": found}, tables=(table,), files=(figure, *files))
 
 
@@ -135,7 +137,9 @@ def _density(found: Any, layer: str) -> float:
     return 1.0 if row is None else row["kept"] / row["total"]
 
 
-def _table(title: str, layers: list[str], labels: dict[str, str], found: dict[str, Any]) -> Table:
+def _table(
+    title: str, layers: list[str], labels: dict[str, str], found: dict[str, Any], patterns: tuple[str, ...]
+) -> Table:
     rows = []
     for layer in layers:
         row = next(row for rows_ in found.values() if (row := _row(rows_, layer)) is not None)
@@ -146,7 +150,7 @@ def _table(title: str, layers: list[str], labels: dict[str, str], found: dict[st
     rows.append(("all pruned", "", *(f"{each:.2f} %" for each in total)))
     empty = [f"{labels[k]}: nothing is kept of {', '.join(v['empty_layers'])}" for k, v in found.items()
              if v["empty_layers"]]  # fmt: skip
-    notes = ("Each cell: the share of the layer's weights that is kept.", *empty)
+    notes = ("Each cell: the share of the layer's weights that is kept.", *empty, *patterns)
     return Table(title, ("layer", "shape", *labels.values()), tuple(rows), notes)
 
 

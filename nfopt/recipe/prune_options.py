@@ -14,7 +14,7 @@ from torch.nn import functional
 from nfopt.data import ImageData
 from nfopt.errors import NfoptError
 from nfopt.progress import Progress, ProgressCallback
-from nfopt.pruning import SCORES, PruningMask, Score, keep_masked, prune
+from nfopt.pruning import SCORES, PruningMask, Score, find_targets, keep_masked, prune
 from nfopt.pruning.select import check_scope, scope_density
 from nfopt.recipe.inputs import DataOptions, ModelOptions
 from nfopt.recipe.optimizers import OptimizerOptions
@@ -101,6 +101,20 @@ class MaskOptions(Strict):
             on_empty_layer="allow",
             progress=progress,
         )
+
+
+def pattern_notes(masks: Mapping[str, MaskOptions], model: nn.Module) -> tuple[str, ...]:
+    """Return for each way to make masks what its patterns match in a model; none for those without patterns.
+
+    Raises:
+        PruningError: a pattern matches nothing, said before any work is done.
+    """
+    found = {
+        options.label or key: find_targets(model, include=options.include, exclude=options.exclude)
+        for key, options in masks.items()
+        if options.include is not None or options.exclude
+    }
+    return tuple(f"{label}: {' '.join(str(targets).split())}" for label, targets in found.items())
 
 
 def _or_fault(check: Callable[[], str]) -> str:

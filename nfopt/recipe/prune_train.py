@@ -23,6 +23,7 @@ from nfopt.recipe.prune_options import (
     digest,
     mask_file,
     masked_training,
+    pattern_notes,
     report_into,
 )
 from nfopt.recipe.prune_plots import plot_accuracies, plot_densities
@@ -139,6 +140,9 @@ def run_prune_train(recipe: PruneTrainRecipe, context: RunContext) -> JobResult:
     context.note_data(data.name, data.content_hash)
     for name, content_hash in recipe.optimizer.weight_hashes().items():
         context.note_data(name, content_hash)
+    patterns = pattern_notes(
+        recipe.methods, build(recipe.model, data, recipe.seeds[0], device_of(recipe.device))
+    )
     parts = parts_of(recipe)
     found: list[Any] = []
     for done, part in enumerate(parts):
@@ -151,7 +155,7 @@ def run_prune_train(recipe: PruneTrainRecipe, context: RunContext) -> JobResult:
     ]
     return JobResult(
         results={"trainings": results},
-        tables=(_table(recipe, results),),
+        tables=(_table(recipe, results, patterns),),
         files=_pictures(recipe, results, context),
     )
 
@@ -252,7 +256,7 @@ def _accuracies(results: list[Any], key: str, density: float) -> list[float]:
     ]
 
 
-def _table(recipe: PruneTrainRecipe, results: list[Any]) -> Table:
+def _table(recipe: PruneTrainRecipe, results: list[Any], patterns: tuple[str, ...]) -> Table:
     dense = _cell(_accuracies(results, DENSE, 1.0))
     rows = [("dense", *(dense for _ in recipe.densities), "")]
     for key, method in recipe.methods.items():
@@ -268,6 +272,7 @@ def _table(recipe: PruneTrainRecipe, results: list[Any]) -> Table:
     spread = " and standard error" if len(recipe.seeds) > 1 else ""
     notes = (
         f"Mean{spread} over seeds {', '.join(map(str, recipe.seeds))}; the dense net keeps all weights.",
+        *patterns,
     )
     return Table(title, columns, tuple(rows), notes)
 

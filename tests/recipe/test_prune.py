@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from nfopt.errors import PruningError
 from nfopt.models import build_model
 from nfopt.pruning import PruningMask
 from nfopt.recipe import load_recipe, recipe_faults, run_recipe
@@ -65,6 +66,7 @@ def test_masks_are_saved_shown_by_layer_and_drawn(tmp_path):
     assert [row["kept"] for row in found["snip"]["layers"]] == [row.kept for row in mask.rows()]
     assert [row["name"] for row in found["imp"]["layers"]] == ["1.weight", "3.weight"]
     assert outcome.result.tables[0].rows[2][3] == "whole"
+    assert outcome.result.tables[0].notes[-1] == "imp: 2 tensors are pruned exclude '5.*': 5.weight"
     assert (outcome.folder / "densities.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -98,6 +100,14 @@ def test_channels_are_removed_and_the_saved_net_is_the_one_that_was_tested(tmp_p
     assert sum(p.numel() for p in loaded.parameters()) == results["after"]["parameters"]
     assert loaded.eval()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert (outcome.folder / "channels.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("text", [MASK, TRAIN])
+def test_a_pattern_that_matches_nothing_is_refused_before_any_work(tmp_path, text):
+    text = text.replace("{score: snip", "{score: snip, exclude: [7.weight]", 1)
+    with pytest.raises(PruningError, match=r"'7\.weight' matches no parameter"):
+        run(tmp_path, text)
+    assert not list((tmp_path / "out").rglob("pieces/*"))
 
 
 @pytest.mark.parametrize(
