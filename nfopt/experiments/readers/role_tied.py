@@ -7,11 +7,13 @@ from torch.nn import functional as F
 from nfopt.experiments.question import Question, Tensors
 from nfopt.experiments.readers.perceptron import Perceptron, Standardiser
 from nfopt.experiments.readers.reader import WeightReader, reader
-from nfopt.nn import RoleTiedConfig, RoleTiedNetwork, RoleTiedOutput
+from nfopt.nn import GaussianFourierFeatures, RoleTiedConfig, RoleTiedNetwork, RoleTiedOutput
 from nfopt.weightspace import FeatureBlocks, WeightSpaceFeatures, block_plan
 
 LAYERS = 3
 STATISTICS_NETS = 512
+FOURIER_FREQUENCIES = 8
+FOURIER_SCALE = 0.5
 
 
 class RoleTied(WeightReader):
@@ -19,14 +21,16 @@ class RoleTied(WeightReader):
 
     Its features are scale-free within a net; here each is besides standardised over the zoo, block by block,
     so that what differs from net to net is not drowned by what differs from layer to layer, and the weight
-    itself is a further channel, as a network that is to compute what a net computes needs it undistorted.
+    itself is a further channel, as a network that is to compute what a net computes needs it undistorted; for
+    a vector per net its Fourier features are channels too, as for the other equivariant readers.
     Equivariant by itself, so nothing is augmented; fixed indices (pixels, classes) have positions.
 
     The vector of a net is read by a perceptron off the mean and the spread of the tokens of each atom, and
     off the network's own readout, which averages over atoms: the trunk knows any architecture, the head this
-    spec's. Means over neurons differ little from net to net, so they are standardised over the zoo as they
-    are before training; read as they come, the few ReLUs of a narrow head died within thirty steps. With
-    `own_head` there is only the readout.
+    spec's. Means over neurons differ little from net to net, so they are standardised before they are read,
+    in training by the nets of the batch (Ioffe and Szegedy 2015, batch normalisation), afterwards by running
+    means. Statistics kept from before training do not do: the trunk drifts by far more than the spread that
+    it began with, and the units of the head fall silent. With `own_head` there is only the readout.
 
     Args:
         question: what to answer.
@@ -46,6 +50,12 @@ class RoleTied(WeightReader):
         self.element_scales = nn.ModuleList(Standardiser(channels) for _ in plan.blocks)
         self.tensor_scale = Standardiser(len(plan.blocks) * self.features.tensor_channels)
         equivariant = question.head == "equivariant"
+        self.waves = None
+        if not equivariant:
+            self.waves = GaussianFourierFeatures(
+                1, FOURIER_FREQUENCIES, scale=FOURIER_SCALE, keep_inputs=False, generator=generator
+            )
+            channels += self.waves.out_channels
         readouts = 0 if equivariant else question.outputs if own_head else width
         config = RoleTiedConfig.reading(
             self.features,
@@ -61,19 +71,21 @@ class RoleTied(WeightReader):
         self.head = None
         if not equivariant and not own_head:
             read = readouts + 2 * width * len(plan.atoms)
-            self.pooled_scale = Standardiser(read)
+            self.pooled_scale = nn.BatchNorm1d(read, eps=1e-8, affine=False)
             self.head = Perceptron([read, width, question.outputs], generator, F.silu)
 
     def fit_statistics(self, tensors: Tensors) -> None:
         """Take mean and standard deviation of each feature over the nets, block by block."""
-        found = self._read(tensors)
-        for scale, values in zip(self.element_scales, found.elements, strict=True):
+        read = self._read(tensors)
+        for scale, values in zip(self.element_scales, read.elements, strict=True):
             scale.fit(values)  # pyright: ignore[reportCallIssue]
-        self.tensor_scale.fit(found.tensors.flatten(1))
+        self.tensor_scale.fit(read.tensors.flatten(1))
         if self.head is not None:
             some = {name: tensor[:STATISTICS_NETS] for name, tensor in tensors.items()}
             with torch.no_grad():
-                self.pooled_scale.fit(self._pooled(self.network(self._standardised(some))))
+                pooled = self._pooled(self.network(self._standardised(some)))
+                for kept, found in (("mean", pooled.mean(0)), ("var", pooled.var(0, correction=0))):
+                    getattr(self.pooled_scale, f"running_{kept}").copy_(found)
 
     def forward(self, tensors: Tensors) -> Tensor | dict[str, Tensor]:
         """Return what is read off each net."""
@@ -87,7 +99,10 @@ class RoleTied(WeightReader):
             }
         if self.head is None:
             return found.readout * scale
-        return self.head(self.pooled_scale(self._pooled(found))) * scale
+        pooled = self._pooled(found)
+        # One net has no spread of its own.
+        self.pooled_scale.train(self.training and len(pooled) > 1)
+        return self.head(self.pooled_scale(pooled)) * scale
 
     @staticmethod
     def _pooled(found: RoleTiedOutput) -> Tensor:
@@ -124,6 +139,10 @@ class RoleTied(WeightReader):
         elements = tuple(
             scale(values) for scale, values in zip(self.element_scales, raw.elements, strict=True)
         )
+        if self.waves is not None:
+            # The last channel is the weight itself.
+            waves = self.waves([values[..., -1:] for values in elements])
+            elements = tuple(torch.cat(pair, dim=-1) for pair in zip(elements, waves, strict=True))
         standard = self.tensor_scale(raw.tensors.flatten(1)).view_as(raw.tensors)
         return FeatureBlocks(raw.plan, elements, standard)
 
