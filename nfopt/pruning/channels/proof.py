@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from nfopt.errors import PruningError
-from nfopt.pruning.channels.subset import Kept, kept_positions, remaining, zeroed
+from nfopt.pruning.channels.subset import Kept, kept_positions, zeroed
 from nfopt.pruning.channels.surgery import without_channels
 from nfopt.symmetry import Axis, PermutationSpec
-from nfopt.symmetry.float64 import RandomisedModule, widened
-from nfopt.symmetry.skeleton import copy_module
+from nfopt.symmetry.float64 import RandomisedModule
 from nfopt.symmetry.trace import FORWARD_ERRORS
 
 TOLERANCE = 1e-9
@@ -57,32 +56,28 @@ class RemovalProver:
     def __init__(
         self, model: nn.Module, spec: PermutationSpec, example_inputs: Any, *, seed: int = 0
     ) -> None:
-        self._model, self._spec = model, spec
+        self._spec = spec
         generator = torch.Generator().manual_seed(seed)
         self._original = RandomisedModule(model, spec, example_inputs, generator)
+        # Smaller copies are made of one that has never run: a forward pass may store what has the old sizes.
+        self._template = copy.deepcopy(self._original.skeleton.module)
 
-    def _with_weights(self, smaller: nn.Module, kept: Kept) -> RandomisedModule:
-        """Return the smaller model in float64 with what remains of the original's weights, and its inputs."""
-        base = {
-            name: remaining(tensor, self._spec.tensors[name].axes, kept)
-            for name, tensor in self._original.base.items()
-        }
+    def _without(self, kept: Kept) -> RandomisedModule:
+        """Return the randomised model without channels, with the original's inputs."""
         other = copy.copy(self._original)
-        other.skeleton = copy_module(
-            smaller, lambda name, tensor: base[name] if name in base else widened(tensor.detach().cpu())
-        )
+        smaller = without_channels(self._template, self._spec, kept)
+        other.skeleton = replace(self._original.skeleton, module=smaller)
         # It is run once: nothing is to be put back before a second run.
-        other.base, other.promoted, other._changed, other._state = base, {}, {}, []
+        other.base, other.promoted, other._changed, other._state = {}, {}, {}, []
         return other
 
     def prove(self, kept: Kept, *, explain: bool = True) -> RemovalProof:
         """Return whether the model without the other indices of the groups in `kept` computes the same."""
         spec = self._spec
         try:
-            smaller = without_channels(self._model, spec, kept)
+            less = self._without(kept)
         except PruningError as error:
             return RemovalProof(inf, str(error))
-        less = self._with_weights(smaller, kept)
         base = self._original.base
         with_zeros = {
             name: zeroed(base[name], entry.axes, kept)

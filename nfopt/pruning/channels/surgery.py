@@ -32,7 +32,11 @@ def without_channels(model: nn.Module, spec: PermutationSpec, kept: Kept) -> nn.
             raise PruningError(f"the spec has no group {group!r} of removable channels.")
         if len(indices) == 0:
             raise PruningError(f"nothing of the group {group!r} would remain; keep at least one channel.")
-    smaller = copy.deepcopy(unwrap(model))
+    model = unwrap(model)
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    # What is replaced below need not be copied first.
+    shared = {id(tensor): tensor for name, tensor in own.items() if name in spec.tensors}
+    smaller = copy.deepcopy(model, dict(shared))
     # The old tensors are held on to: a freed one's identity could be taken by a new one.
     done: dict[int, tuple[Tensor, Tensor]] = {}
     for prefix, part in smaller.named_modules():

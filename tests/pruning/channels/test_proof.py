@@ -3,6 +3,7 @@ import torch
 
 from nfopt.pruning import RemovalProver
 from nfopt.pruning.channels import proof as proof_module
+from nfopt.pruning.channels import surgery
 from nfopt.symmetry import trace_permutation_spec
 from tests.pruning.channels.nets import build
 
@@ -20,13 +21,13 @@ def test_a_right_removal_passes(prover):
 
 
 def test_a_removal_that_keeps_other_channels_somewhere_is_caught(prover, monkeypatch):
-    right = proof_module.remaining
+    right = surgery.remaining
 
     def shifted(tensor, axes, kept):
         moved = {**kept, "inner": torch.arange(1, 5)} if tensor.shape == (7, 11, 3, 3) else kept
         return right(tensor, axes, moved)
 
-    monkeypatch.setattr(proof_module, "remaining", shifted)
+    monkeypatch.setattr(surgery, "remaining", shifted)
     found = prover.prove(HALF)
     assert not found.passed
     assert "computes other values" in found.reason
