@@ -40,7 +40,9 @@ def controls_of(
 
     Zero decisions, or zero trust, give the nominal optimizer.
     """
-    reach = shares.new_tensor(REACH)
-    values = shares.new_tensor(NOMINAL) + trust[..., None] * reach * shares
-    gain = torch.exp(entry_trust * GAIN_REACH * entry_shares)
-    return Controls(*values.unbind(-1), gain=gain)
+    trusted = (trust[..., None] * shares).unbind(-1)
+    values = [
+        share * reach + nominal if nominal else share * reach
+        for nominal, reach, share in zip(NOMINAL, REACH, trusted, strict=True)
+    ]
+    return Controls(*values, gain=torch.exp(entry_trust * GAIN_REACH * entry_shares))

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nfopt.optim.orthogonalise import orthogonalise
+from nfopt.optim.strips import Strip
 from nfopt.weightspace.incidence import MatrixLayout
 
 TINY = 1e-30  # keeps roots and logarithms of zero, and their derivatives, finite
@@ -52,9 +53,8 @@ def unit_rms(tensor: Float[Tensor, "..."], dims: int) -> Float[Tensor, "..."]:
     """Scale `tensor` to RMS 1; a zero tensor stays zero."""
     if not dims:
         return tensor * tensor.square().clamp(min=TINY).rsqrt()
-    size = prod(tensor.shape[-dims:])
     norm = torch.linalg.vector_norm(tensor, dim=tuple(range(-dims, 0)), keepdim=True)
-    return tensor * (size**0.5 / norm.clamp(min=(TINY * size) ** 0.5))
+    return tensor / (norm * prod(tensor.shape[-dims:]) ** -0.5).clamp(min=TINY**0.5)
 
 
 def spread(scalar: Float[Tensor, "*batch"], dims: int) -> Float[Tensor, "..."]:
@@ -105,6 +105,15 @@ def adam(momentum: Float[Tensor, "..."], second: Float[Tensor, "..."], dims: int
     return unit_rms(momentum / (root + (NOISE * mean(root, dims) + TINY)), dims)
 
 
+def adam_along(
+    momentum: Float[Tensor, "*batch elements"], second: Float[Tensor, "*batch elements"], strip: Strip
+) -> Float[Tensor, "*batch elements"]:
+    """Return `adam` of every tensor of a strip."""
+    root = (second + TINY).sqrt()
+    move = momentum / (root + strip.spread(NOISE * strip.means(root) + TINY))
+    return move * strip.spread(strip.means(move.square()).clamp(min=TINY).rsqrt())
+
+
 def orthogonal(
     momenta: list[Float[Tensor, "..."]], layouts: list[MatrixLayout]
 ) -> list[Float[Tensor, "..."]]:
@@ -114,13 +123,41 @@ def orthogonal(
     """
     directions: list[Tensor] = list(momenta)
     for members in equal_shapes(layouts):
-        matrices = [layouts[i].to_matrix(momenta[i]).flatten(-2) for i in members]
-        stack = torch.stack(matrices, dim=-3) if len(members) > 1 else matrices[0].unsqueeze(-3)
-        stack = unit_rms(orthogonalise(stack), 2)
-        for i, matrix in zip(members, stack.unbind(-3), strict=True):
-            layout = layouts[i]
-            directions[i] = layout.from_matrix(matrix.unflatten(-1, (layout.in_size, layout.rest_size)))
+        found = orthogonal_of_one_shape([momenta[i] for i in members], [layouts[i] for i in members])
+        for i, direction in zip(members, found, strict=True):
+            directions[i] = direction
     return directions
+
+
+def orthogonal_of_one_shape(
+    momenta: list[Float[Tensor, "..."]], layouts: list[MatrixLayout]
+) -> list[Float[Tensor, "..."]]:
+    """Return `orthogonal` of tensors whose matrices have the same shape, at least one of them."""
+    matrices = [_as_matrix(m, layout) for m, layout in zip(momenta, layouts, strict=True)]
+    if len(matrices) == 1:
+        found = [unit_rms(orthogonalise(matrices[0]), 2)]
+    else:
+        found = list(unit_rms(orthogonalise(torch.stack(matrices, dim=-3)), 2).unbind(-3))
+    return [_as_tensor(matrix, layout) for matrix, layout in zip(found, layouts, strict=True)]
+
+
+def _as_matrix(tensor: Float[Tensor, "..."], layout: MatrixLayout) -> Float[Tensor, "*batch out in"]:
+    """Return a tensor as a matrix of outputs x (inputs x kernel positions)."""
+    if _in_order(layout):
+        return tensor if len(layout.shape) == 2 else tensor.flatten(len(layout.out_dims) - len(layout.shape))
+    return layout.to_matrix(tensor).flatten(-2)
+
+
+def _as_tensor(matrix: Float[Tensor, "*batch out in"], layout: MatrixLayout) -> Float[Tensor, "..."]:
+    """Undo `_as_matrix`."""
+    if _in_order(layout):
+        return matrix if len(layout.shape) == 2 else matrix.unflatten(-1, layout.shape[1:])
+    return layout.from_matrix(matrix.unflatten(-1, (layout.in_size, layout.rest_size)))
+
+
+def _in_order(layout: MatrixLayout) -> bool:
+    """Whether the rows come first, and the columns and kernel positions behind them as they lie."""
+    return layout.out_dims == (0,) and layout.order == tuple(range(len(layout.shape)))
 
 
 def equal_shapes(layouts: list[MatrixLayout]) -> list[list[int]]:

@@ -1,9 +1,11 @@
-"""In which dtype the rule computes and keeps its state."""
+"""In which dtype and where the rule computes and keeps its state."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import reduce
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from nfopt.errors import OptimizerError
 
@@ -25,3 +27,15 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
 def common_work_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     """Return the one dtype of state and arithmetic for parameters of several dtypes."""
     return reduce(torch.promote_types, [work_dtype(dtype) for dtype in dict.fromkeys(dtypes)])
+
+
+def row_of(values: Sequence[float], like: Tensor) -> Float[Tensor, " values"]:
+    """Return numbers of the host where `like` is, in its dtype, without waiting for the device.
+
+    Args:
+        values: the numbers; at least one.
+        like: a tensor of the device.
+    """
+    if len(set(values)) == 1:
+        return like.new_full((len(values),), values[0])
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)

@@ -36,7 +36,7 @@ def update_usual(
         step: steps taken before this one.
     """
     bounded = torch.where(_known(usual, step), torch.minimum(current, usual + DAMP_FROM), current)
-    weight = torch.maximum(1.0 / (step + 1.0), torch.full_like(step, 1.0 - MEMORY))
+    weight = (step + 1.0).reciprocal().clamp(min=1.0 - MEMORY)
     averaged = torch.where(usual > SILENT, usual + weight * (bounded - usual), current)
     return torch.where((current > SILENT) | (step == 0), averaged, usual)
 
@@ -47,7 +47,7 @@ def trust(
     """Return how far the learned part is trusted, from 1 (an ordinary gradient) to 0 (DAMP_TO above it)."""
     excess = current - usual
     faded = (1.0 - (excess - DAMP_FROM) / (DAMP_TO - DAMP_FROM)).clamp(0.0, 1.0)
-    return torch.where(_known(usual, step), faded, torch.ones_like(faded))
+    return torch.where(_known(usual, step), faded, 1.0)
 
 
 def clip_factor(
@@ -55,7 +55,7 @@ def clip_factor(
 ) -> Float[Tensor, "..."]:
     """Return the factor that brings gradients above DAMP_TO down to it, 1 for all others."""
     over = (current - usual - DAMP_TO).clamp(min=0.0)
-    return torch.where((step > CLIP_AFTER) & (usual > SILENT), torch.exp(-over), torch.ones_like(over))
+    return torch.where((step > CLIP_AFTER) & (usual > SILENT), torch.exp(-over), 1.0)
 
 
 def early_power_ceiling(
@@ -74,7 +74,7 @@ def early_power_ceiling(
         step: steps taken before this one.
     """
     ceiling = torch.minimum(torch.exp(2.0 * (usual.clamp(max=40.0) + DAMP_TO)), EARLY_RATIO * gained)
-    return torch.where(step < SETTLE_STEPS, ceiling, torch.full_like(ceiling, torch.inf))
+    return torch.where(step < SETTLE_STEPS, ceiling, torch.inf)
 
 
 def _known(usual: Float[Tensor, "..."], step: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:

@@ -64,27 +64,8 @@ def mark(
         hit: whether the guard intervened in this step.
         step: number of this step, counted from 1.
     """
-    now = torch.full_like(first, float(step))
+    now = float(step)
     return torch.where(hit & (first == 0), now, first), torch.where(hit, now, last)
-
-
-def marks_after(
-    states: Mapping[str, TensorState], new: Mapping[str, Tensor], step: int
-) -> tuple[Float[Tensor, " tensors"], Float[Tensor, " tensors"]]:
-    """Return FIRST and LAST of every tensor after a step, in order.
-
-    Args:
-        states: each tensor's state before the step, by name.
-        new: the state after it, by "<tensor name>/<quantity>".
-        step: number of the step, counted from 1.
-    """
-
-    def column(key: str) -> Tensor:
-        return torch.stack([state[key] for state in states.values()])
-
-    counted = [torch.stack([new[f"{name}/{key}"] for name in states]) for key in (DAMPED, SKIPPED)]
-    hit = counted[0] + counted[1] > column(DAMPED) + column(SKIPPED)
-    return mark(column(FIRST), column(LAST), hit, step)
 
 
 def read_report(states: Iterable[tuple[str, TensorState]], steps: int) -> GuardReport:

@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -12,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nfopt.optim import directions, observations
-from nfopt.optim.moments import StepNumbers
+from nfopt.optim.moments import FAST, SLOW, StepNumbers
 from nfopt.optim.observations import Pools, pool
+from nfopt.optim.strips import Strip
 from nfopt.weightspace.incidence import MatrixLayout
 
 Tensors = Sequence[Float[Tensor, "..."]]
@@ -33,27 +35,42 @@ class Measurement(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Group:
+    """Tensors that are worked on together: matrices, or others.
+
+    Attributes:
+        positions: of the tensors.
+        strip: how the tensors are laid end to end; None: each is worked on in its own shape.
+    """
+
+    positions: tuple[int, ...]
+    strip: Strip | None = None
+
+
 class Holding(Protocol):
     """What one process has of every tensor. All lists have one entry per tensor, of what is here of it."""
 
-    def squares(self, grads: Tensors) -> Float[Tensor, "*batch tensors"]:
-        """Return the mean squares of the gradients: all that a step needs that decides nothing."""
+    def squares(self, grads: Tensors, work: torch.dtype) -> Float[Tensor, "*batch tensors"]:
+        """Return the mean squares of the gradients in `work`: all that a step needs that decides nothing."""
         ...
 
-    def measure(self, weights: Tensors, grads: Tensors, slow: Tensors, fast: Tensors) -> Measurement:
-        """Measure a step: weights, gradients, and the momenta before the step."""
+    def measure(
+        self, weights: Tensors, grads: Tensors, slow: Tensors, fast: Tensors, work: torch.dtype
+    ) -> Measurement:
+        """Measure a step in `work`: weights, gradients, and the momenta before the step."""
         ...
 
-    def groups(self, matrices: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return the tensors' positions in groups that are worked on together: matrices, or others."""
+    def groups(self) -> Sequence[Group]:
+        """Return the tensors in groups, none of which has both matrices and others."""
         ...
 
     def orthogonal(self, momenta: Tensors, chosen: Sequence[int]) -> list[Tensor]:
         """Return the orthogonalised momenta of the tensors at the positions `chosen`, at RMS 1."""
         ...
 
-    def adam(self, momenta: Tensors, second: Tensors, chosen: Sequence[int]) -> list[Tensor]:
-        """Return Adam's directions of the tensors at the positions `chosen`, at RMS 1."""
+    def adam(self, momenta: Tensors, second: Tensors, group: Group) -> list[Tensor]:
+        """Return Adam's directions of the tensors of a group, at RMS 1; of a strip, as one tensor."""
         ...
 
     def cut(self, table: Float[Tensor, "..."], position: int) -> Float[Tensor, "..."]:
@@ -67,39 +84,56 @@ class Whole:
 
     Attributes:
         layouts: the tensors' layouts.
+        matrices: positions of those that are orthogonalised.
+        strips: which small ones of the others are laid end to end.
     """
 
     layouts: tuple[MatrixLayout, ...]
+    matrices: tuple[int, ...] = ()
+    strips: tuple[Strip, ...] = ()
 
-    def squares(self, grads: Tensors) -> Float[Tensor, "*batch tensors"]:
+    def squares(self, grads: Tensors, work: torch.dtype) -> Float[Tensor, "*batch tensors"]:
         """Return the mean squares of the gradients."""
-        return observations.mean_products(grads, grads, self.layouts)
+        return observations.mean_squares(grads, self.layouts, work)
 
-    def measure(self, weights: Tensors, grads: Tensors, slow: Tensors, fast: Tensors) -> "WholeMeasurement":
+    def measure(
+        self, weights: Tensors, grads: Tensors, slow: Tensors, fast: Tensors, work: torch.dtype
+    ) -> "WholeMeasurement":
         """Return what measures the momenta only when it is known how the step's gradients enter them."""
         tensors = tuple(zip(weights, grads, slow, fast, strict=True))
-        return WholeMeasurement(self.layouts, tensors, self.squares(grads))
+        return WholeMeasurement(self.layouts, tensors, self.squares(grads, work))
 
-    def groups(self, matrices: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return matrices of one shape, as many as are worth a batch, and every other tensor on its own."""
+    def to(self, device: torch.device) -> "Whole":
+        """Return the same with its index tensors on `device`."""
+        return Whole(self.layouts, self.matrices, tuple(strip.to(device) for strip in self.strips))
+
+    def groups(self) -> tuple[Group, ...]:
+        """Return matrices of one shape, as many as are worth a batch; the strips; and what is left."""
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> tuple[Group, ...]:
         groups: list[tuple[int, ...]] = []
-        orthogonal = set(matrices)
-        for members in directions.equal_shapes([self.layouts[i] for i in matrices]):
-            layout = self.layouts[matrices[members[0]]]
+        for members in directions.equal_shapes([self.layouts[i] for i in self.matrices]):
+            chosen = [self.matrices[i] for i in members]
+            layout = self.layouts[chosen[0]]
             most = max(1, MOST_ELEMENTS // (layout.out_size * layout.in_size * layout.rest_size))
-            chosen = [matrices[i] for i in members]
             groups += [tuple(chosen[k : k + most]) for k in range(0, len(chosen), most)]
-        return groups + [(i,) for i in range(len(self.layouts)) if i not in orthogonal]
+        done = {*self.matrices, *(i for strip in self.strips for i in strip.positions)}
+        groups += [(i,) for i in range(len(self.layouts)) if i not in done]
+        return (*map(Group, groups), *(Group(strip.positions, strip) for strip in self.strips))
 
     def orthogonal(self, momenta: Tensors, chosen: Sequence[int]) -> list[Tensor]:
         """Orthogonalise tensors of one shape in one batch."""
-        return directions.orthogonal(list(momenta), [self.layouts[i] for i in chosen])
+        return directions.orthogonal_of_one_shape(list(momenta), [self.layouts[i] for i in chosen])
 
-    def adam(self, momenta: Tensors, second: Tensors, chosen: Sequence[int]) -> list[Tensor]:
+    def adam(self, momenta: Tensors, second: Tensors, group: Group) -> list[Tensor]:
         """Normalise element by element."""
+        if group.strip is not None:
+            return [directions.adam_along(momenta[0], second[0], group.strip)]
         return [
             directions.adam(m, v, len(self.layouts[i].shape))
-            for m, v, i in zip(momenta, second, chosen, strict=True)
+            for m, v, i in zip(momenta, second, group.positions, strict=True)
         ]
 
     def cut(self, table: Float[Tensor, "..."], position: int) -> Float[Tensor, "..."]:
@@ -120,9 +154,9 @@ class WholeMeasurement:
         weight, slow, fast, products = [], [], [], []
         for i, (tensors, layout) in enumerate(zip(self.tensors, self.layouts, strict=True)):
             w, g, s, f = (tensor.to(self.squares.dtype) for tensor in tensors)
-            dims, one, rates = len(layout.shape), (layout,), numbers.rates
+            dims, one = len(layout.shape), (layout,)
             g = numbers.clean(g, i, dims)
-            s, f = numbers.fold(s, g, rates.slow, dims), numbers.fold(f, g, rates.fast, dims)
+            s, f = numbers.fold(s, g, SLOW, dims), numbers.fold(f, g, FAST, dims)
             for found, tensor in ((weight, w), (slow, s), (fast, f)):
                 found.append(pool([tensor], one))
             products.append(observations.mean_products([f], [s], one))

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from nfopt.optim.decisions import DECISIONS
 from nfopt.optim.dtypes import common_work_dtype
-from nfopt.optim.guard_report import FIRST, LAST, marks_after
-from nfopt.optim.moments import SECOND, SKIPPED, STEP, TENSOR_STATE, initial_state
+from nfopt.optim.guard_report import FIRST, LAST, mark
+from nfopt.optim.moments import SCALAR_STATE, SECOND, SKIPPED, STEP, TENSOR_STATE, initial_state
+from nfopt.optim.plan import Part, Plan
 from nfopt.optim.rounding import Rounding
 from nfopt.optim.rule import LearnedUpdateRule
 from nfopt.optim.sharded_tensors import like_parameter, placed_like
@@ -70,44 +71,46 @@ def complete(
             entry[DECISIONS] = entry[STEP].new_zeros(size)
 
 
-def keep_momenta(
-    state: OptimizerState, params: Mapping[str, Tensor], new: Mapping[str, Tensor], rounding: Rounding
-) -> None:
+def keep_momenta(state: OptimizerState, params: Mapping[str, Tensor], part: Part, rounding: Rounding) -> None:
     """Keep the new momenta of some parameters.
 
     Args:
         state: the optimizer's.
         params: the parameters, by name.
-        new: momenta by "<tensor name>/<quantity>".
+        part: of the step.
         rounding: how they are rounded.
     """
-    for key, value in new.items():
+    old, new = [], []
+    for key, value in part.state.items():
         name, quantity = key.rsplit("/", 1)
-        state[params[name]][quantity] = like_parameter(rounding(value), params[name])
+        if part.shared:
+            old.append(state[params[name]][quantity])
+            new.append(rounding(value))
+        else:
+            state[params[name]][quantity] = like_parameter(rounding(value), params[name])
+    if old:
+        torch._foreach_copy_(old, new)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def keep_numbers(
-    state: OptimizerState, params: Mapping[str, Tensor], new: Mapping[str, Tensor], step: int
-) -> None:
+def keep_numbers(state: OptimizerState, params: Mapping[str, Tensor], plan: Plan, step: int) -> None:
     """Keep the rest of the new state, and note which step it was where the guard intervened.
 
     Args:
         state: the optimizer's.
         params: the parameters of this step, by name.
-        new: numbers, and decisions if there are fresh ones, by "<tensor name>/<quantity>".
+        plan: with the numbers, and decisions if there are fresh ones.
         step: number of the step, counted from 1.
     """
     entries = {name: state[param] for name, param in params.items()}
-    marks = marks_after(entries, new, step)
-    # The numbers come as views of one vector; copied, each tensor keeps memory of its own.
-    old, values = [], []
-    for key, value in new.items():
-        name, quantity = key.rsplit("/", 1)
-        old.append(entries[name][quantity])
+    noted = [entry[key] for key in (FIRST, LAST) for entry in entries.values()]
+    first, last = torch.stack(noted).unflatten(0, (2, -1))
+    marks = mark(first, last, plan.numbers.intervened, step)
+    old = [entry[key] for key in SCALAR_STATE for entry in entries.values()] + noted
+    values = [*plan.numbers.scalars, *torch.cat(marks).unbind()]
+    for key, value in plan.decisions.items():
+        old.append(entries[key.rsplit("/", 1)[0]][DECISIONS])
         values.append(value)
-    for key, mark in zip((FIRST, LAST), marks, strict=True):
-        old += [entry[key] for entry in entries.values()]
-        values += mark.unbind()
+    # They come as views of few vectors; copied, each tensor keeps memory of its own.
     torch._foreach_copy_(old, values)  # pyright: ignore[reportPrivateImportUsage]
     if len(entries) < len(state):  # a step is skipped for all, those without a gradient included
         skipped = next(iter(entries.values()))[SKIPPED]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,7 +25,7 @@ class StepNumbers:
     """What one step does to the running averages: one number per tensor.
 
     Attributes:
-        scalars: the new scalar state, by key.
+        scalars: the new scalar state, one by one: for each of SCALAR_STATE all tensors.
         step: steps taken, this one included, at least 1.
         power: mean square of each gradient, averaged at the fast momentum's rate, without bias: it has to
             notice in time when a gradient vanishes.
@@ -32,39 +33,41 @@ class StepNumbers:
         trust: how far the learned part is trusted.
         factor: what the gradients are multiplied by: 1 as a rule, 0 in a skipped step.
         finite: whether all gradients of a copy are finite; else its step is skipped.
+        intervened: where the guard damped the learned part, or the step is skipped.
         rates: the averages' decay rates.
     """
 
-    scalars: dict[str, Float[Tensor, "*batch tensors"]]
+    scalars: Sequence[Float[Tensor, "*batch"]]
     step: Float[Tensor, "*batch tensors"]
     power: Float[Tensor, "*batch tensors"]
     peak: Float[Tensor, "*batch tensors"]
     trust: Float[Tensor, "*batch tensors"]
     factor: Float[Tensor, "*batch tensors"]
     finite: Bool[Tensor, "*batch"]
+    intervened: Bool[Tensor, "*batch tensors"]
     rates: MomentumRates
 
     def state(self, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Return the new scalar state as a flat dictionary with keys "<tensor name>/<quantity>"."""
-        return {
-            f"{name}/{key}": value
-            for key, values in self.scalars.items()
-            for name, value in zip(names, values.unbind(-1), strict=True)
-        }
+        keys = (f"{name}/{key}" for key in SCALAR_STATE for name in names)
+        return dict(zip(keys, self.scalars, strict=True))
 
-    def weight(self, rate: float) -> Float[Tensor, "*batch"]:
-        """Return the share of an average that this step's gradient replaces; 0 in a skipped step."""
-        return (1 - rate) * self.finite.to(self.factor.dtype)
+    @cached_property
+    def weights(self) -> dict[str, Float[Tensor, "*batch"]]:
+        """The share of each average that this step's gradient replaces; 0 in a skipped step."""
+        done = self.finite.to(self.factor.dtype)
+        rates = {SLOW: self.rates.slow, FAST: self.rates.fast, SECOND: self.rates.second}
+        return {key: (1 - rate) * done for key, rate in rates.items()}
 
     def clean(self, grad: Float[Tensor, "..."], position: int, dims: int) -> Float[Tensor, "..."]:
         """Return the gradient of the tensor at `position` as it enters: clipped, and 0 in a skipped step."""
         return grad.nan_to_num(0.0, 0.0, 0.0) * spread(self.factor[..., position], dims)
 
     def fold(
-        self, average: Float[Tensor, "..."], value: Float[Tensor, "..."], rate: float, dims: int
+        self, average: Float[Tensor, "..."], value: Float[Tensor, "..."], key: str, dims: int
     ) -> Float[Tensor, "..."]:
-        """Return a running average with this step's value in it."""
-        return torch.lerp(average, value, spread(self.weight(rate), dims))
+        """Return a running average, SLOW, FAST or SECOND, with this step's value in it."""
+        return torch.lerp(average, value, spread(self.weights[key], dims))
 
 
 def looks_like_a_matrix(shape: Sequence[int]) -> bool:
@@ -104,38 +107,43 @@ def weigh(
         names: the tensors.
         rates: the averages' decay rates.
     """
-    finite = squares.isfinite().all(dim=-1)
+    finite = squares.amax(dim=-1) < torch.inf  # not for NaN either
     done = finite.to(squares.dtype)
-    before = {key: torch.stack([state[f"{n}/{key}"] for n in names], dim=-1) for key in SCALAR_STATE}
+    taking, taken_share = finite[..., None], done[..., None]
+    laid = torch.stack([state[f"{n}/{key}"] for key in SCALAR_STATE for n in names], dim=-1)
+    before = dict(zip(SCALAR_STATE, laid.split(len(names), dim=-1), strict=True))
     usual, step = before[USUAL], before[STEP]
-    current = guard.log_norm(torch.where(finite[..., None], squares, torch.ones_like(squares)))
+    current = guard.log_norm(torch.where(taking, squares, 1.0))
     trust = guard.trust(usual, current, step)
     clip = guard.clip_factor(usual, current, step)
-    gained = torch.where(finite[..., None], squares * clip.square(), before[POWER])
-    taken = step + done[..., None]
+    gained = torch.where(taking, squares * clip.square(), before[POWER])
+    taken = step + taken_share
     power = torch.lerp(before[POWER], gained, 1 - rates.fast)
-    usual_now = torch.where(finite[..., None], guard.update_usual(usual, current, step), usual)
+    usual_now = torch.where(taking, guard.update_usual(usual, current, step), usual)
     # What the first steps' absurd gradients, which nothing could clip, would leave behind for good.
     ceiling = guard.early_power_ceiling(usual_now, gained, step)
     power = torch.minimum(power, ceiling)
-    unbiased = power / (1 - rates.fast ** taken.clamp(min=1.0))
+    counted = taken.clamp(min=1.0)
+    unbiased = power / (1 - rates.fast**counted)
     # The first steps' gradients are often many times as large as any later one, and no measure of arrival.
     peak = torch.where(step < guard.SETTLE_STEPS, unbiased, torch.maximum(before[PEAK], unbiased))
-    scalars = {
+    damped = trust < 1
+    after = {
         STEP: taken,
         USUAL: usual_now,
         POWER: power,
-        PEAK: torch.where(finite[..., None], peak, before[PEAK]),
-        SKIPPED: before[SKIPPED] + (1 - done[..., None]),
-        DAMPED: before[DAMPED] + done[..., None] * (trust < 1).to(done.dtype),
+        PEAK: torch.where(taking, peak, before[PEAK]),
+        SKIPPED: before[SKIPPED] + (1 - taken_share),
+        DAMPED: before[DAMPED] + taken_share * damped,
     }
     return StepNumbers(
-        scalars=scalars,
-        step=taken.clamp(min=1.0),
+        scalars=torch.cat([after[key] for key in SCALAR_STATE], dim=-1).unbind(-1),
+        step=counted,
         power=unbiased,
-        peak=scalars[PEAK],
+        peak=after[PEAK],
         trust=trust,
-        factor=clip * done[..., None],
+        factor=clip * taken_share,
         finite=finite,
+        intervened=damped | ~taking,
         rates=rates,
     )

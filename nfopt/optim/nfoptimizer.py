@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nfopt.checkpoints import Checkpoint, digest_of
 from nfopt.errors import OptimizerError
 from nfopt.optim import kept_state
-from nfopt.optim.dtypes import work_dtype
+from nfopt.optim.dtypes import row_of, work_dtype
 from nfopt.optim.guard_report import GuardReport, read_report
 from nfopt.optim.moments import SKIPPED, STEP
 from nfopt.optim.parameters import check_range, flat_partition_error, named_parameter
@@ -21,7 +21,7 @@ from nfopt.optim.rounding import Rounding, check_state_dtype
 from nfopt.optim.rule import LearnedUpdateRule
 from nfopt.optim.rule_checkpoint import NOMINAL, read_rule
 from nfopt.optim.schedule import Schedule
-from nfopt.optim.sharded_tensors import Distribution, local_gradient, to_local
+from nfopt.optim.sharded_tensors import Distribution, local_gradient
 from nfopt.optim.spec_source import NfoptWarning, SpecSource
 from nfopt.symmetry import PermutationSpec
 from nfopt.symmetry.skeleton import unwrap
@@ -195,32 +195,35 @@ class NFOptimizer(torch.optim.Optimizer):
         if inert:
             return loss
         grads = {n: local_gradient(p) for n, p in params.items()}
-        here = {n: to_local(p) for n, p in params.items()}
+        here = distribution.local(params)
         self._say_when_past_end(taken)
         like = self.state[next(iter(params.values()))][STEP]
         factor = self.schedule.factor(taken)
-        scale = torch.tensor([factor * lr for lr in self._option("lr", active)], dtype=like.dtype)
-        state = {f"{n}/{k}": to_local(value) for n, p in params.items() for k, value in self.state[p].items()}
+        scale = row_of([factor * lr for lr in self._option("lr", active)], like)
+        state = {f"{n}/{k}": value for n, p in params.items() for k, value in self.state[p].items()}
+        state = distribution.local(state)
         plan = rule.plan(
             self._theta_for(rule, like),
             here,
             grads,
             state,
-            torch.tensor(self.schedule.progress(taken), dtype=like.dtype, device=like.device),
-            step_scale=scale.to(like.device),
+            like.new_full((), self.schedule.progress(taken)),
+            step_scale=scale,
             weight_decay=self._option("weight_decay", active),
             decide=self._learned and taken % rule.config.cadence == 0,
-            holding=distribution.holding(rule.incidence.layouts, list(params.values()), rule.config.rates),
+            holding=distribution.holding(
+                rule.incidence.layouts, list(params.values()), rule.config.rates, rule.matrix_positions
+            ),
         )
         rounding = Rounding(self._state_dtype, taken + 1)
         for part in plan.parts(here, grads, state):
             torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
                 [here[name] for name in part.updates], list(part.updates.values())
             )
-            kept_state.keep_momenta(self.state, params, part.state, rounding)
+            kept_state.keep_momenta(self.state, params, part, rounding)
             for key in part.state:
                 del state[key]  # with it goes the old tensor's memory
-        kept_state.keep_numbers(self.state, params, plan.state, taken + 1)
+        kept_state.keep_numbers(self.state, params, plan, taken + 1)
         for group in self.param_groups:
             group[STEPS_TAKEN] = taken + 1
         self._say_when_skipped(taken, grads)

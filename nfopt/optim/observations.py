@@ -232,6 +232,22 @@ def mean_products(
     return torch.stack(found, dim=-1)
 
 
+def mean_squares(
+    tensors: Iterable[Tensor], layouts: tuple[MatrixLayout, ...], work: torch.dtype
+) -> Float[Tensor, "*batch tensors"]:
+    """Return the mean of the squares of the elements of each tensor, summed in the dtype `work`."""
+    found = []
+    for tensor, layout in zip(tensors, layouts, strict=True):
+        dims = len(layout.shape)
+        flat = tensor if dims == 1 else tensor.flatten(-dims) if dims else tensor[..., None]
+        if tensor.dtype == work:
+            square = torch.dot(flat, flat) if flat.dim() == 1 else torch.linalg.vecdot(flat, flat)
+        else:  # cast on the way: no copy is kept
+            square = torch.linalg.vector_norm(flat, dim=-1, dtype=work).square()
+        found.append(square / flat.shape[-1])
+    return torch.stack(found, dim=-1)
+
+
 def cosines(
     product: Float[Tensor, "*batch tensors"], first: Float[Tensor, "..."], second: Float[Tensor, "..."]
 ) -> Float[Tensor, "*batch tensors"]:

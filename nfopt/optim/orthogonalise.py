@@ -39,13 +39,16 @@ def _on_matrix(x: Float[Tensor, "batch low high"], iterations: int) -> Float[Ten
 
 def _on_gram(x: Float[Tensor, "batch low high"], iterations: int) -> Float[Tensor, "batch low high"]:
     a, b, c = QUINTIC
-    diagonal = a * torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
     gram, total = symmetric_product(x, x.mT), None
     for i in range(iterations):
-        factor = symmetric_product(gram, gram, torch.add(diagonal, gram, alpha=b), alpha=c)
-        total = factor if total is None else symmetric_product(factor, total)
+        rest = symmetric_product(gram, gram, gram, beta=b, alpha=c)  # the factor is a I + rest
+        if total is None:
+            total = rest + a * torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+        else:
+            total = symmetric_product(rest, total, total, beta=a)
         if i + 1 < iterations:
-            gram = symmetric_product(symmetric_product(factor, gram), factor)
+            half = symmetric_product(rest, gram, gram, beta=a)
+            gram = symmetric_product(rest, half, half, beta=a)
     return x if total is None else torch.bmm(total, x)
 
 

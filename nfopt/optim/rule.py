@@ -26,12 +26,13 @@ from nfopt.optim import directions, observations
 from nfopt.optim.controls import CONTROL_NAMES, Controls, controls_of
 from nfopt.optim.decisions import DECISIONS, Decisions, Packing
 from nfopt.optim.directions import MomentumRates
-from nfopt.optim.dtypes import common_work_dtype
+from nfopt.optim.dtypes import common_work_dtype, row_of
 from nfopt.optim.holding import Holding, Whole
 from nfopt.optim.moments import MOMENTA, STEP, initial_state, weigh
 from nfopt.optim.observations import ENTRY_FEATURES, TENSOR_FEATURES, Observed
 from nfopt.optim.plan import Plan
 from nfopt.optim.schedule import linear_schedule
+from nfopt.optim.strips import strips_of
 from nfopt.symmetry import PermutationSpec
 from nfopt.weightspace.incidence import Incidence, MatrixLayout, build_incidence
 
@@ -113,13 +114,14 @@ class LearnedUpdateRule:
             couple=self.config.couple,
         )
         self.packing = Packing.of(self.incidence)
-        self._whole = Whole(self.incidence.layouts)
         self._static = observations.static_features(spec, self.incidence, self.matrices, epochs)
         self._units = torch.tensor([self._weight_unit(n) for n in self.names], dtype=torch.float64)
         self._steps = torch.tensor([self._nominal_step(n) for n in self.names], dtype=torch.float64)
-        self._matrix_positions = tuple(i for i, n in enumerate(self.names) if n in self.matrices)
+        self.matrix_positions = tuple(i for i, n in enumerate(self.names) if n in self.matrices)
+        others = [i for i, n in enumerate(self.names) if n in self.scaled]
+        self._whole = Whole(self.incidence.layouts, self.matrix_positions, strips_of(self.incidence, others))
         self._is_matrix = torch.tensor([float(n in self.matrices) for n in self.names], dtype=torch.float64)
-        self._decay = torch.full_like(self._units, self.config.weight_decay)
+        self._decay: tuple[tuple[float, ...] | None, Tensor] = (), self._units
 
     def init_theta(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Draw the network's weights; its output layers are zero: the nominal optimizer."""
@@ -207,13 +209,13 @@ class LearnedUpdateRule:
         work = common_work_dtype(params[n].dtype for n in self.names)
         self._move_to(params[self.names[0]].device, work)
         holding = self._whole if holding is None else holding
-        gradients = [grads[n].to(work) for n in self.names]
+        gradients = [grads[n] for n in self.names]
         measured = None
         if decide:
-            weights = [params[n].to(work) for n in self.names]
+            weights = [params[n] for n in self.names]
             slow, fast = ([state[f"{n}/{key}"] for n in self.names] for key in MOMENTA)
-            measured = holding.measure(weights, gradients, slow, fast)
-        squares = holding.squares(gradients) if measured is None else measured.squares
+            measured = holding.measure(weights, gradients, slow, fast, work)
+        squares = holding.squares(gradients, work) if measured is None else measured.squares
         numbers = weigh(squares, state, self.names, self.config.rates)
         alive = directions.liveness(numbers.power, numbers.peak)
         decisions, kept = self.packing.read(state), {}
@@ -226,16 +228,15 @@ class LearnedUpdateRule:
         controls = controls_of(decisions.tensors, decisions.entries, trust, entry_trust)
 
         scale = linear_schedule(progress)[..., None] if step_scale is None else step_scale
-        scale = torch.where(numbers.finite[..., None], scale, torch.zeros_like(scale)).to(work)
-        decay = self._decay if weight_decay is None else torch.tensor(weight_decay).to(self._decay)
+        scale = scale.to(work) * numbers.finite[..., None]
         return Plan(
             incidence=self.incidence,
-            matrices=self._matrix_positions,
+            matrices=frozenset(self.matrix_positions),
             numbers=numbers,
             controls=controls,
             sizes=scale * alive * self._steps * torch.exp(controls.log_step),
-            shrink=scale * self._is_matrix * self.config.matrix_step * decay * torch.exp(controls.log_decay),
-            state={**numbers.state(self.names), **kept},
+            shrink=scale * self._decay_for(weight_decay) * torch.exp(controls.log_decay),
+            decisions=kept,
             holding=holding,
         )
 
@@ -247,6 +248,15 @@ class LearnedUpdateRule:
         network = {key: value.to(entries.dtype) for key, value in theta.items()}
         outputs, entry_outputs = self.network(network, self.incidence, entries, tensors)
         return Decisions(torch.tanh(outputs), torch.tanh(entry_outputs))
+
+    def _decay_for(self, weight_decay: Sequence[float] | None) -> Float[Tensor, " tensors"]:
+        """Return the nominal decay of every tensor, 0 but for matrices; kept until other values come."""
+        values = None if weight_decay is None else tuple(weight_decay)
+        if values != self._decay[0]:
+            given = [self.config.weight_decay] * len(self.names) if values is None else values
+            units = self._is_matrix * self.config.matrix_step
+            self._decay = values, units * row_of(given, units)
+        return self._decay[1]
 
     def _nominal_step(self, name: str) -> float:
         if not self._has_fan_in(name):
@@ -268,12 +278,14 @@ class LearnedUpdateRule:
     def _move_to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Bring the constants to where the parameters are."""
         if self._static.device != device or self._static.dtype != dtype:
-            self._static, self._units, self._steps, self._decay, self._is_matrix = (
+            self._static, self._units, self._steps, self._is_matrix = (
                 constant.to(device, dtype)
-                for constant in (self._static, self._units, self._steps, self._decay, self._is_matrix)
+                for constant in (self._static, self._units, self._steps, self._is_matrix)
             )
+            self._decay = (), self._units
             self.incidence = self.incidence.to(device)
             self.packing = self.packing.to(device)
+            self._whole = self._whole.to(device)
 
 
 def _is_matrix(spec: PermutationSpec, name: str, layout: MatrixLayout) -> bool:

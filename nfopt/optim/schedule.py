@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -52,4 +51,5 @@ class Schedule:
         """Return the factor on the step size of the step after `step` others."""
         if self.total_steps is None:
             return min(1.0, (step + 1) / WARMUP_STEPS_WITHOUT_END)
-        return float(linear_schedule(torch.tensor(self.progress(step), dtype=torch.float64)))
+        progress = self.progress(step)
+        return min(progress / WARMUP, 1.0) * max(1.0 - progress, FINAL)

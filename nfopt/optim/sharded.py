@@ -4,7 +4,7 @@ Per step: one all-reduce of all statistics, two small ones for Adam's scales, on
 matrices together on the ranks that orthogonalise them, and one that takes the directions back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nfopt.optim import directions
 from nfopt.optim.directions import NOISE, TINY, MomentumRates
-from nfopt.optim.holding import Measurement, Tensors, Whole
+from nfopt.optim.holding import Group, Measurement, Tensors, Whole
 from nfopt.optim.sharded_exchange import Exchange, orthogonalisation_cost, share_out
 from nfopt.optim.sharded_statistics import Shard, measure
 from nfopt.weightspace.incidence import MatrixLayout
@@ -29,30 +29,34 @@ class Sharded:
         shards: how each tensor is cut; None: every rank has all of it, and only the work is shared.
         group: the ranks among which they are cut.
         rates: the momenta's decay rates.
+        matrices: positions of the tensors that are orthogonalised.
     """
 
     layouts: tuple[MatrixLayout, ...]
     shards: tuple[Shard | None, ...]
     group: dist.ProcessGroup
     rates: MomentumRates
+    matrices: tuple[int, ...]
 
-    def squares(self, grads: Tensors) -> Float[Tensor, " tensors"]:
+    def squares(self, grads: Tensors, work: torch.dtype) -> Float[Tensor, " tensors"]:
         """Return the mean squares of the gradients, with one all-reduce; with none where nothing is cut."""
-        return torch.stack(self._means([grad.square() for grad in grads], range(len(grads))))
+        return torch.stack(self._means((grad.to(work).square() for grad in grads), range(len(grads))))
 
-    def measure(self, weights: Tensors, grads: Tensors, slow: Tensors, fast: Tensors) -> Measurement:
+    def measure(
+        self, weights: Tensors, grads: Tensors, slow: Tensors, fast: Tensors, work: torch.dtype
+    ) -> Measurement:
         """Measure a step with one all-reduce; with none where nothing is cut."""
         if all(shard is None for shard in self.shards):
-            return Whole(self.layouts).measure(weights, grads, slow, fast)
-        slow, fast = ([t.to(g.dtype) for t, g in zip(some, grads, strict=True)] for some in (slow, fast))
+            return Whole(self.layouts).measure(weights, grads, slow, fast, work)
         tensors = {"weight": weights, "grad": grads, "slow": slow, "fast": fast}
-        return measure(tensors, self.layouts, self.shards, self.group, self.rates)
+        cast: dict[str, Tensors] = {key: [t.to(work) for t in some] for key, some in tensors.items()}
+        return measure(cast, self.layouts, self.shards, self.group, self.rates)
 
-    def groups(self, matrices: Sequence[int]) -> list[tuple[int, ...]]:
+    def groups(self) -> tuple[Group, ...]:
         """Return all matrices, which are exchanged at once, and all other tensors."""
-        orthogonal = set(matrices)
+        orthogonal = set(self.matrices)
         others = tuple(i for i in range(len(self.layouts)) if i not in orthogonal)
-        return [group for group in (tuple(matrices), others) if group]
+        return tuple(Group(some) for some in (self.matrices, others) if some)
 
     def orthogonal(self, momenta: Tensors, chosen: Sequence[int]) -> list[Tensor]:
         """Orthogonalise each matrix on one rank, the work being balanced, and hand the slices back."""
@@ -63,14 +67,13 @@ class Sharded:
         exchange = Exchange(layouts, tuple(self.shards[i] for i in chosen), owners, self.group)
         return exchange.map(momenta, directions.orthogonal)
 
-    def adam(self, momenta: Tensors, second: Tensors, chosen: Sequence[int]) -> list[Tensor]:
+    def adam(self, momenta: Tensors, second: Tensors, group: Group) -> list[Tensor]:
         """Normalise element by element; the two scales of each tensor are means over all ranks."""
-        if not chosen:
-            return []
+        chosen = group.positions
         roots = [(v + TINY).sqrt() for v in second]
         mean_roots = self._means(roots, chosen)
         moves = [m / (r + (NOISE * s + TINY)) for m, r, s in zip(momenta, roots, mean_roots, strict=True)]
-        squares = self._means([move.square() for move in moves], chosen)
+        squares = self._means((move.square() for move in moves), chosen)
         return [m * s.clamp(min=TINY).rsqrt() for m, s in zip(moves, squares, strict=True)]
 
     def cut(self, table: Float[Tensor, "..."], position: int) -> Float[Tensor, "..."]:
@@ -81,7 +84,7 @@ class Sharded:
         rank = dist.get_rank(self.group)
         return table.narrow(shard.dim, shard.starts[rank], shard.lengths[rank])
 
-    def _means(self, tensors: Sequence[Tensor], chosen: Sequence[int]) -> tuple[Tensor, ...]:
+    def _means(self, tensors: Iterable[Tensor], chosen: Sequence[int]) -> tuple[Tensor, ...]:
         """Return the mean over each whole tensor, with one all-reduce."""
         sums = torch.stack([tensor.sum() for tensor in tensors])
         cut = [self.shards[i] is not None for i in chosen]

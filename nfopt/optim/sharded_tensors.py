@@ -3,7 +3,7 @@
 Only this file and its callers know of DTensor; the rule sees plain tensors and a `Holding`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,6 +64,12 @@ class Distribution:
             return cls(dist.group.WORLD)
         return cls(next(iter(found.values()), None))
 
+    def local(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what this process has of the tensors, sharing their memory."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return dict(tensors)
+        return {name: to_local(tensor) for name, tensor in tensors.items()}
+
     def with_gradient(self, params: Sequence[Tensor]) -> list[bool]:
         """Return which parameters have a gradient on any rank; every rank has to call this.
 
@@ -79,9 +85,19 @@ class Distribution:
         return [bool(flag) for flag in flags.tolist()]
 
     def holding(
-        self, layouts: Sequence[MatrixLayout], params: Sequence[Tensor], rates: MomentumRates
+        self,
+        layouts: Sequence[MatrixLayout],
+        params: Sequence[Tensor],
+        rates: MomentumRates,
+        matrices: tuple[int, ...],
     ) -> Sharded | None:
-        """Return what this process has of the parameters, which have the given layouts; None: everything.
+        """Return what this process has of the parameters; None: everything.
+
+        Args:
+            layouts: of the whole parameters.
+            params: the parameters, DTensors or plain ones.
+            rates: the momenta's decay rates.
+            matrices: positions of those that are orthogonalised.
 
         Raises:
             OptimizerError: slices are not those of `torch.chunk`.
@@ -100,7 +116,7 @@ class Distribution:
                     f"not know: this rank has {tuple(to_local(param).shape)}. Shard with fully_shard."
                 )
             shards.append(shard)
-        return Sharded(tuple(layouts), tuple(shards), self.group, rates)
+        return Sharded(tuple(layouts), tuple(shards), self.group, rates, matrices)
 
 
 def to_local(tensor: Tensor) -> Tensor:

@@ -63,7 +63,8 @@ def test_prepared_training_is_the_bare_training() -> None:
             nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
             bare_optimizer.step()
             bare_optimizer.zero_grad()
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(weights(model), weights(bare), strict=True))
+    # Orthogonalisation magnifies the rounding of gradients that were summed in another order.
+    assert all(torch.allclose(a, b, atol=5e-5) for a, b in zip(weights(model), weights(bare), strict=True))
     assert optimizer.optimizer.spec == bare_optimizer.spec
     assert bare_optimizer.spec.groups
 

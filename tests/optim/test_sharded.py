@@ -43,7 +43,9 @@ def test_one_reduction_gives_the_statistics_that_the_new_momenta_have(last: str)
     shards = [Shard.even(0, p.shape[0], 1) if p.dim() else None for p in params_of]
     mesh = init_device_mesh("cpu", (1,))
     placed = [distribute_tensor(p, mesh, [ShardPlacement(0) if p.dim() else Replicate()]) for p in params_of]
-    holding = Distribution.of(placed).holding(rule.incidence.layouts, placed, rule.config.rates)
+    holding = Distribution.of(placed).holding(
+        rule.incidence.layouts, placed, rule.config.rates, rule.matrix_positions
+    )
     assert holding is not None and list(holding.shards) == shards
     for step in range(14):
         grads = tensors(step + 1)
