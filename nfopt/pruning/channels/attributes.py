@@ -1,6 +1,6 @@
 """The numbers that modules keep about their sizes, brought in line with the parameters they have left."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,20 +57,20 @@ def update_attributes(model: nn.Module, spec: PermutationSpec, kept: Kept) -> No
         part = Part(name, module, own.get(name, {}), kept)
         if part.axes:
             update_known(part)
-        axes = [axis for tensors in _near(module, name, own) for every in tensors.values() for axis in every]
         if not type(module).__module__.startswith("torch.nn.") and not isinstance(module, _PLAIN):
-            update_custom(module, axes, kept)
+            above = name.rpartition(".")[0]
+            around = _near(model.get_submodule(above), above, own) if name else []
+            update_custom(module, _near(module, name, own), around, kept)
 
 
-def _near(
-    module: nn.Module, name: str, own: Mapping[str, dict[str, tuple[Axis, ...]]]
-) -> Iterator[dict[str, tuple[Axis, ...]]]:
-    """Yield the tensors of a module and of its parts down to two levels."""
+def _near(module: nn.Module, name: str, own: Mapping[str, dict[str, tuple[Axis, ...]]]) -> list[Axis]:
+    """Return the axes of the tensors of a module and of its parts down to two levels."""
+    found = []
     for below, _ in module.named_modules():
-        if below.count(".") < 2:
-            full = ".".join(part for part in (name, below) if part)
-            if full in own:
-                yield own[full]
+        full = ".".join(part for part in (name, below) if part)
+        if below.count(".") < 2 and full in own:
+            found += [axis for axes in own[full].values() for axis in axes]
+    return found
 
 
 def update_known(part: Part) -> None:

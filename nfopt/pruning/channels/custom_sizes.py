@@ -22,12 +22,13 @@ SIZE_NAMES = frozenset(
     | {"channels", "num_channels", "in_channels", "out_channels", "in_chs", "out_chs", "mid_chs", "width"}
     | {"num_features", "in_features", "out_features", "groups", "num_groups", "planes", "in_planes", "in_dim"}
     | {"out_dim", "dim_in", "dim_out", "dim_conv", "dim_conv3", "dim_untouched", "pdim", "qk_dim", "d"}
+    | {"expand_chs", "num_chs", "hidden_chs", "hidden_channels", "inner_channels"}
 )
 
 _Sizes = dict[int, set[int]]
 
 
-def update_custom(module: nn.Module, axes: list[Axis], kept: Kept) -> None:
+def update_custom(module: nn.Module, axes: list[Axis], around: list[Axis], kept: Kept) -> None:
     """Set sizes that a module outside torch's own keeps as plain numbers, where they are recognised.
 
     A whole number of a customary name that equals an old size takes the new one, if it leads to one new size
@@ -37,18 +38,22 @@ def update_custom(module: nn.Module, axes: list[Axis], kept: Kept) -> None:
     Args:
         module: the module, its tensors already smaller.
         axes: the axes, before, of its tensors and of those of its parts.
+        around: those of the module that it is in, for numbers that are no size of its own.
         kept: for some groups the indices that remain.
     """
-    numbers = _numbers(axes, kept)
+    levels = [_numbers(axes, kept), _numbers(around, kept)]
     for key, value in list(vars(module).items()):
         if isinstance(value, int) and not isinstance(value, bool):
-            new = next((sizes.get(value, set()) for names, sizes in numbers if key in names), set())
+            found = (
+                sizes[value] for level in levels for names, sizes in level if key in names and value in sizes
+            )
+            new = next(found, set())
             if len(new) == 1:
-                setattr(module, key, new.pop())
+                setattr(module, key, next(iter(new)))
         elif _is_sizes(value):
-            found = _pieces(value, axes, kept) or _shape(key, value, numbers[-1][1])
-            if found is not None:
-                setattr(module, key, type(value)(found))
+            sizes = _pieces(value, axes, kept) or _shape(key, value, levels[0][-1][1])
+            if sizes is not None:
+                setattr(module, key, type(value)(sizes))
 
 
 def _is_sizes(value: Any) -> TypeGuard[list[int] | tuple[int, ...]]:

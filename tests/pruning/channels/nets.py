@@ -227,6 +227,35 @@ class Gated(nn.Module):
         return self.head(torch.relu(self.proj(x.transpose(1, 2).reshape(2, 7, self.attn_dim))).mean(1))
 
 
+class Partial(nn.Module):
+    """Convolves the first channels and hands on the others, of which it has no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim_conv, self.dim_untouched = 5, 11
+        self.conv = nn.Conv2d(5, 5, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.split([self.dim_conv, self.dim_untouched], 1)
+        return torch.cat([self.conv(a), b], 1)
+
+
+class Mixed(nn.Module):
+    """A convolution of some of the channels, and halves that are cut by half a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.partial = nn.Conv2d(3, 16, 1), Partial()
+        self.expand_chs = 26
+        self.expand, self.inner = nn.Conv2d(16, 26, 1), nn.Conv2d(13, 7, 1)
+        self.head = nn.Linear(20, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.expand(torch.relu(self.partial(self.first(x))))
+        a, b = x.split(self.expand_chs // 2, 1)
+        return self.head(torch.cat([self.inner(a), b], 1).mean((2, 3)))
+
+
 class TableOfHeads(nn.Module):
     """One bias per head, by an axis that is nothing but the heads."""
 
@@ -270,6 +299,7 @@ CASES: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "group norm": (GroupNormed, IMAGE),
     "recurrent": (Recurrent, (2, 5, 3)),
     "torch's attention": (TorchAttention, (2, 7, 3)),
+    "parts of channels": (Mixed, IMAGE),
     "gated": (Gated, (2, 7, 3)),
     "one head size": (OneHeadSize, (2, 7, 3)),
 }
