@@ -58,9 +58,10 @@ def test_a_training_with_halved_state_ends_where_the_full_one_does() -> None:
     ends = []
     for dtype in (None, torch.bfloat16):
         model = mlp()
-        ends.append(take_steps(model, build(model, total_steps=60, state_dtype=dtype), 60))
-    assert ends[0][-1] < 0.01 * ends[0][0]
-    assert ends[1][-1] < 0.01 * ends[1][0]
+        optimizer = build(model, total_steps=60, state_dtype=dtype, checkpoint="nominal")
+        ends.append(take_steps(model, optimizer, 60))
+    assert ends[0][-1] < 0.25 * ends[0][0]
+    assert ends[1][-1] == pytest.approx(ends[0][-1], rel=0.1)
     assert ends[1] != ends[0]
 
 
