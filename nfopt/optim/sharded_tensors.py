@@ -73,7 +73,11 @@ class Distribution:
     def with_gradient(self, params: Sequence[Tensor]) -> list[bool]:
         """Return which parameters have a gradient on any rank; every rank has to call this.
 
-        A rank that has none takes it for zero, as DistributedDataParallel does.
+        A rank that has none takes it for zero, as DistributedDataParallel does. This is the first that ranks
+        say to each other in a step: where one of them is gone, the step ends here and has changed nothing.
+
+        Raises:
+            OptimizerError: another rank does not answer.
         """
         present = [param.grad is not None for param in params]
         if self.group is None:
@@ -81,7 +85,13 @@ class Distribution:
         # On the host if a backend for it is there, so that no step waits for the device.
         on_host = "cpu" in dist.get_backend_config(self.group)
         flags = torch.tensor(present, dtype=torch.int32, device="cpu" if on_host else params[0].device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
+        try:
+            dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
+        except RuntimeError as error:
+            raise OptimizerError(
+                f"a rank of the {dist.get_world_size(self.group)} that train together does not answer; this "
+                "step changed nothing. Start again from the last checkpoint; another number of ranks will do."
+            ) from error
         return [bool(flag) for flag in flags.tolist()]
 
     def holding(
