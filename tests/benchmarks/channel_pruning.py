@@ -225,7 +225,8 @@ def table(rows: dict[tuple[str, str], dict[str, Any]]) -> str:
         "",
         f"    {COMMAND}",
         "",
-        f"torch {torch.__version__}, timm {timm.__version__}, one CPU core. Of {len(pairs)} families:",
+        f"torch {torch.__version__}, timm {timm.__version__}, one CPU core. Of {len(pairs)} families "
+        f"(timm has {len(families())}):",
         "",
         "| | nfopt | Torch-Pruning |",
         "|---|---|---|",
