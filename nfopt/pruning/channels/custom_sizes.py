@@ -22,7 +22,7 @@ SIZE_NAMES = frozenset(
     | {"channels", "num_channels", "in_channels", "out_channels", "in_chs", "out_chs", "mid_chs", "width"}
     | {"num_features", "in_features", "out_features", "groups", "num_groups", "planes", "in_planes", "in_dim"}
     | {"out_dim", "dim_in", "dim_out", "dim_conv", "dim_conv3", "dim_untouched", "pdim", "qk_dim", "d"}
-    | {"expand_chs", "num_chs", "hidden_chs", "hidden_channels", "inner_channels"}
+    | {"expand_chs", "num_1x1_c", "num_chs", "hidden_chs", "hidden_channels", "inner_channels"}
 )
 
 _Sizes = dict[int, set[int]]
