@@ -61,7 +61,7 @@ class NeuralFunctionalConfig:
         pooling: statistics of the invariant head, where it has no queries.
         queries: vectors of an `AttentionPooling` in the invariant head; 0 for statistics.
         head_hidden: width of the hidden layer of the invariant head; 0 for a linear one.
-        standardise_pooled: whether `fit_statistics` standardises what the invariant head pools, too.
+        standardise_pooled: whether a `BatchStandardiser` stands between pooling and invariant head.
         output_scale: factor on the outputs of the head (editing starts near no edit with .01, as in NFN).
     """
 
@@ -202,7 +202,7 @@ class NeuralFunctional(nn.Module):
         """
         values = self._enter(tensors)
         self.standardiser.fit(values)
-        if not (isinstance(self.head, InvariantHead) and self.head.standardise):
+        if not (self.config.standardise_pooled and isinstance(self.head, InvariantHead)):
             return
         was_training = self.training
         self.eval()

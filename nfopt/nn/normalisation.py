@@ -6,12 +6,14 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from nfopt.errors import unknown_name
 from nfopt.nn.layout import LayoutError, WeightLayout, check_channels
 
 Over: TypeAlias = Literal["element", "tensor"]
 _EPSILON = 1e-6
+_VARIANCE_FLOOR = 1e-8
 
 
 class WeightSpaceNorm(nn.Module):
@@ -151,3 +153,42 @@ class WeightStandardiser(nn.Module):
         return [
             (given - getattr(self, f"mean{b}")) / getattr(self, f"std{b}") for b, given in enumerate(values)
         ]
+
+
+class BatchStandardiser(nn.Module):
+    """Shift and scale the features of each net by the nets of its batch (batch normalisation without gains).
+
+    Averages over neurons differ little from net to net: read as they come, nearly all of a pooled vector is
+    the same for every net. Statistics of the zoo from before training do not help for long, since the layers
+    below drift by more than the spread that they began with. So in training the statistics are those of the
+    batch, afterwards running means of them (Ioffe and Szegedy 2015, arXiv 1502.03167); answers about a net
+    then depend on no other. A batch of a single net is standardised by the running means.
+
+    Args:
+        features: length of the vector of a net.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+
+    @torch.no_grad()
+    def fit(self, pooled: Float[Tensor, "nets features"]) -> None:
+        """Begin with the statistics of these nets; a feature that does not vary is shifted alone."""
+        variance = pooled.var(0, correction=0)
+        # What varies by rounding alone must not be blown up to noise of size 1.
+        varies = variance > 1e-12 * pooled.square().mean(0)
+        self.running_mean.copy_(pooled.mean(0))
+        self.running_var.copy_(torch.where(varies, variance, 1))
+
+    def forward(self, pooled: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch features"]:
+        """Return the standardised features."""
+        rows = pooled.reshape(-1, pooled.shape[-1])
+        by_batch = self.training and len(rows) > 1
+        return F.batch_norm(
+            rows, self.running_mean, self.running_var, training=by_batch, momentum=0.1, eps=_VARIANCE_FLOOR
+        ).reshape(pooled.shape)

@@ -1,5 +1,7 @@
 """The invariant head reads what differs from net to net: pooled features standardised over a zoo."""
 
+import copy
+
 import torch
 from torch.testing import assert_close
 
@@ -36,20 +38,22 @@ def pooled(made, nets):
 def test_after_the_fit_pooled_features_have_mean_0_and_spread_1_over_the_zoo():
     made = network(head_hidden=64)
     made.fit_statistics(NETS)
-    read = pooled(made, NETS)[:, : made.head.pooling.features]
+    read = pooled(made.eval(), NETS)[:, : made.head.pooling.features]
     assert_close(read.mean(0), torch.zeros_like(read[0]), atol=1e-9, rtol=0)
     varying = read.std(0, correction=0)
     assert_close(varying, torch.ones_like(varying), atol=1e-6, rtol=0)
 
 
 def test_before_the_fit_it_is_the_head_without_standardisation():
-    assert_close(network()(NETS), network(standardise_pooled=False)(NETS))
+    plain = network(standardise_pooled=False).eval()
+    assert_close(network().eval()(NETS), plain(NETS), rtol=1e-6, atol=1e-6)
 
 
 def test_a_feature_that_does_not_vary_is_not_blown_up():
     made = network()
     made.fit_statistics({name: tensor[:1].expand(7, *tensor.shape[1:]) for name, tensor in NETS.items()})
-    assert_close(made.head.pooled_std, torch.ones_like(made.head.pooled_std))
+    variance = made.head.standardiser.running_var
+    assert_close(variance, torch.ones_like(variance))
 
 
 def test_a_fitted_head_follows_every_permutation():
@@ -65,7 +69,7 @@ def test_the_fit_reads_a_zoo_without_dropout_and_leaves_the_mode_as_it_was():
         made.train()
         made.fit_statistics(NETS)
         assert made.training
-    assert_close(noisy.head.pooled_mean, calm.head.pooled_mean)
+    assert_close(noisy.head.standardiser.running_mean, calm.head.standardiser.running_mean)
 
 
 def test_the_statistics_of_many_nets_are_those_of_the_first():
@@ -75,5 +79,26 @@ def test_the_statistics_of_many_nets_are_those_of_the_first():
     whole.fit_statistics(many)
     first.standardiser.load_state_dict(whole.standardiser.state_dict())
     first.head.fit(first.encode(first._enter({name: t[:_STATISTICS_NETS] for name, t in many.items()})))
-    assert_close(whole.head.pooled_mean, first.head.pooled_mean)
-    assert_close(whole.head.pooled_std, first.head.pooled_std)
+    assert_close(whole.head.standardiser.running_mean, first.head.standardiser.running_mean)
+    assert_close(whole.head.standardiser.running_var, first.head.standardiser.running_var)
+
+
+def test_in_training_the_head_follows_layers_that_drift():
+    made = network(head_hidden=64)
+    made.fit_statistics(NETS)
+    with torch.no_grad():
+        for layer in (made.lift, *(layer.linear for layer in made.layers)):
+            for bias in layer.biases:
+                bias += 3
+    features = made.head.pooling.features
+    assert pooled(copy.deepcopy(made).eval(), NETS)[:, :features].abs().mean() > 3
+    read = pooled(made.train(), NETS)[:, :features]
+    assert_close(read.mean(0), torch.zeros_like(read[0]), atol=1e-9, rtol=0)
+
+
+def test_a_single_net_is_read_by_the_running_means_in_training_too():
+    made = network()
+    made.fit_statistics(NETS)
+    one = {name: tensor[:1] for name, tensor in NETS.items()}
+    assert_close(made.train()(one), made.eval()(one))
+    assert_close(made({name: tensor[0] for name, tensor in NETS.items()}), made(one)[0])

@@ -8,6 +8,7 @@ from nfopt.experiments.question import Question, Tensors
 from nfopt.experiments.readers.perceptron import Perceptron, Standardiser
 from nfopt.experiments.readers.reader import WeightReader, reader
 from nfopt.nn import GaussianFourierFeatures, RoleTiedConfig, RoleTiedNetwork, RoleTiedOutput
+from nfopt.nn.normalisation import BatchStandardiser
 from nfopt.weightspace import FeatureBlocks, WeightSpaceFeatures, block_plan
 
 LAYERS = 3
@@ -27,10 +28,9 @@ class RoleTied(WeightReader):
 
     The vector of a net is read by a perceptron off the mean and the spread of the tokens of each atom, and
     off the network's own readout, which averages over atoms: the trunk knows any architecture, the head this
-    spec's. Means over neurons differ little from net to net, so they are standardised before they are read,
-    in training by the nets of the batch (Ioffe and Szegedy 2015, batch normalisation), afterwards by running
-    means. Statistics kept from before training do not do: the trunk drifts by far more than the spread that
-    it began with, and the units of the head fall silent. With `own_head` there is only the readout.
+    spec's. A `BatchStandardiser` stands before it: the trunk drifts in training by far more than the spread
+    of these means from net to net, and without it the units of the head fall silent. With `own_head` there is
+    only the readout.
 
     Args:
         question: what to answer.
@@ -71,7 +71,7 @@ class RoleTied(WeightReader):
         self.head = None
         if not equivariant and not own_head:
             read = readouts + 2 * width * len(plan.atoms)
-            self.pooled_scale = nn.BatchNorm1d(read, eps=1e-8, affine=False)
+            self.pooled_scale = BatchStandardiser(read)
             self.head = Perceptron([read, width, question.outputs], generator, F.silu)
 
     def fit_statistics(self, tensors: Tensors) -> None:
@@ -83,9 +83,7 @@ class RoleTied(WeightReader):
         if self.head is not None:
             some = {name: tensor[:STATISTICS_NETS] for name, tensor in tensors.items()}
             with torch.no_grad():
-                pooled = self._pooled(self.network(self._standardised(some)))
-                for kept, found in (("mean", pooled.mean(0)), ("var", pooled.var(0, correction=0))):
-                    getattr(self.pooled_scale, f"running_{kept}").copy_(found)
+                self.pooled_scale.fit(self._pooled(self.network(self._standardised(some))))
 
     def forward(self, tensors: Tensors) -> Tensor | dict[str, Tensor]:
         """Return what is read off each net."""
@@ -99,10 +97,7 @@ class RoleTied(WeightReader):
             }
         if self.head is None:
             return found.readout * scale
-        pooled = self._pooled(found)
-        # One net has no spread of its own.
-        self.pooled_scale.train(self.training and len(pooled) > 1)
-        return self.head(self.pooled_scale(pooled)) * scale
+        return self.head(self.pooled_scale(self._pooled(found))) * scale
 
     @staticmethod
     def _pooled(found: RoleTiedOutput) -> Tensor:
