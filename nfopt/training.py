@@ -44,10 +44,6 @@ class TrainingConfig:
         if min(self.total_steps, self.batch_size, self.evaluate_every) < 1:
             raise NfoptError(f"total_steps, batch_size and evaluate_every must be at least 1, not {self}.")
 
-    def epochs(self, images: int) -> float:
-        """Return how often the training goes over `images` training images."""
-        return self.total_steps / max(images // self.batch_size, 1)
-
 
 def as_trained(model: nn.Module, images: Tensor) -> AbstractContextManager[None]:
     """Leave the model as it is: most optimizers evaluate the weights that they train."""

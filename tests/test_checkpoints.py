@@ -9,8 +9,7 @@ from safetensors.torch import save_file
 
 from nfopt.checkpoints import Checkpoint, bundled_names, load_checkpoint, save_checkpoint
 from nfopt.errors import CheckpointError, UnknownNameError
-from nfopt.optim import RuleConfig
-from nfopt.optim.rule_checkpoint import CHECKPOINT_KIND, read_rule, rule_checkpoint
+from nfopt.optim.rule_checkpoint import CHECKPOINT_KIND, read_rule
 from tests.optim.models import learned_checkpoint
 
 RULE = learned_checkpoint()
@@ -103,18 +102,3 @@ def test_bundled_rules_are_intact_and_carry_a_card(name: str) -> None:
     found = load_checkpoint(name, kind=CHECKPOINT_KIND)
     assert read_rule(found)
     assert found.card
-
-
-def test_a_rule_from_before_the_newest_features_decides_as_it_did() -> None:
-    newest = 2
-    theta = {name: value.clone() for name, value in RULE.theta.items()}
-    hidden = theta["token"].shape[0]
-    known = theta["entry_from_tensor"].shape[1] - newest
-    columns = {"entry_from_tensor": known, "tensor": known, "tensor_output": hidden + known}
-    older = {n: v.clone() for n, v in theta.items()}
-    for name, start in columns.items():
-        theta[name][:, start : start + newest] = 0
-        older[name] = torch.cat([older[name][:, :start], older[name][:, start + newest :]], 1)
-    _, read, _ = read_rule(rule_checkpoint(older, RuleConfig(), {}))
-    assert read.keys() == theta.keys()
-    assert all(torch.equal(read[name], theta[name]) for name in theta)

@@ -42,7 +42,6 @@ class TaskFamily:
         conv_scale: a convolutional net's batch and widths are at most the range's top divided by this, as its
             steps cost more.
         validation_images: images in the validation loss.
-        untold_share: share of tasks in which the rule does not learn the number of epochs.
     """
 
     sources: tuple[str, ...] = ("digits", "teacher")
@@ -68,7 +67,6 @@ class TaskFamily:
     rescale_bare: float = 3.0
     conv_scale: int = 4
     validation_images: int = 256
-    untold_share: float = 0.0
 
     def __post_init__(self) -> None:
         for name in self.sources:
@@ -123,8 +121,6 @@ class TaskFamily:
             rescale=largest if rescaled else 1.0,
             compensate=compensate,
         )
-        if self.untold_share > 0:
-            config = replace(config, tell_epochs=_uniform(draw) >= self.untold_share)
         return config if self.most_epochs is None else _within_epochs(config, self.most_epochs, available)
 
     def _source(self, draw: torch.Generator) -> str:

@@ -22,15 +22,15 @@ class LearnedRules:
 
     def __init__(self, config: RuleConfig) -> None:
         self.config = config
-        self._spec = lru_cache(maxsize=256)(_spec_of)
         self._rule = lru_cache(maxsize=256)(self._build)
 
     def __call__(self, task: Task) -> LearnedUpdateRule:
         """Return the rule for the parameters of `task`."""
-        return self._rule(task.config.architecture, task.config.known_epochs)
+        return self._rule(task.config.architecture)
 
-    def _build(self, architecture: Architecture, epochs: float | None) -> LearnedUpdateRule:
-        return LearnedUpdateRule(self._spec(architecture), self.config, epochs=epochs)
+    def _build(self, architecture: Architecture) -> LearnedUpdateRule:
+        spec = trace_permutation_spec(architecture.build(), architecture.example_inputs())
+        return LearnedUpdateRule(spec, self.config)
 
     def init_theta(self, seed: int) -> tuple[Tensor, ThetaLayout]:
         """Draw the nominal theta, whose output layers are zero, and return it as a vector with its layout."""
@@ -38,7 +38,3 @@ class LearnedRules:
         theta = rule.init_theta(generator(seed, "theta"))
         layout = ThetaLayout.of(theta)
         return layout.flatten(theta), layout
-
-
-def _spec_of(architecture: Architecture) -> PermutationSpec:
-    return trace_permutation_spec(architecture.build(), architecture.example_inputs())

@@ -33,7 +33,6 @@ class TaskConfig:
             instance draws its own from exp(U(-log s, log s)).
         compensate: divide the tensors by those factors again where the network reads them, so that the
             function is unchanged and only its parametrisation differs.
-        tell_epochs: whether the rule learns how often the training sees its images.
     """
 
     architecture: Architecture
@@ -45,12 +44,6 @@ class TaskConfig:
     horizon: int = 200
     rescale: float = 1.0
     compensate: bool = True
-    tell_epochs: bool = True
-
-    @property
-    def known_epochs(self) -> float | None:
-        """How often the training sees each image, if the rule is told."""
-        return self.horizon * self.batch_images / self.train_images if self.tell_epochs else None
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_images <= self.train_images:

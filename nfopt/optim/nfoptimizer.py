@@ -39,8 +39,6 @@ class NFOptimizer(torch.optim.Optimizer):
             together; without, every tensor is on its own, and a warning says so.
         total_steps: optimizer steps of the whole training; drives the built-in schedule. None: constant
             step size, for an outside scheduler.
-        epochs: passes over the training data that `total_steps` make, above 0; None: not known. The learned
-            rule takes other steps where data are seen once than where they are seen often.
         lr: factor on the learned step sizes. 1 is what the rule was trained for.
         weight_decay: decoupled decay of matrices in units of the nominal step: W <- (1 - 0.02 lr s wd) W
             with s the schedule; None: the checkpoint's.
@@ -69,7 +67,6 @@ class NFOptimizer(torch.optim.Optimizer):
         params: nn.Module | Iterable[Any],
         total_steps: int | None,
         *,
-        epochs: float | None = None,
         lr: float = 1.0,
         weight_decay: float | None = None,
         checkpoint: str | Checkpoint = "default",
@@ -82,13 +79,7 @@ class NFOptimizer(torch.optim.Optimizer):
         check_state_dtype(state_dtype)
         if weight_decay is not None:
             check_range("weight_decay", weight_decay)
-        if epochs is not None and not (isfinite(epochs) and epochs > 0):
-            raise OptimizerError(
-                f"epochs is {epochs}; give how often total_steps go over the training data (a share below 1 "
-                "if they do not see all of them), or leave it out."
-            )
         self.schedule = Schedule(total_steps)
-        self._epochs = epochs
         self._config, self._theta, self._checkpoint_name = read_rule(checkpoint)
         self._learned = bool(self._theta)
         if isinstance(params, nn.Module):
@@ -321,7 +312,7 @@ class NFOptimizer(torch.optim.Optimizer):
         if names not in self._rules:
             if len(self._rules) == MOST_RULES:
                 del self._rules[next(iter(self._rules))]
-            self._rules[names] = LearnedUpdateRule(self.spec, self._config, names, self._epochs)
+            self._rules[names] = LearnedUpdateRule(self.spec, self._config, names)
         return self._rules[names]
 
     def _theta_for(self, rule: LearnedUpdateRule, like: Tensor) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ Tensors may have leading dimensions, in which copies of the model lie side by si
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import log, log2
+from math import log
 
 import torch
 from jaxtyping import Float
@@ -41,8 +41,6 @@ TENSOR_FEATURES = (
     "first",
     "last",
     "one",
-    "passes",
-    "passes_late",
 )
 
 
@@ -93,9 +91,9 @@ def _mean_but(tensor: Float[Tensor, "..."], kept: tuple[int, ...], dims: int) ->
 
 
 def static_features(
-    spec: PermutationSpec, incidence: Incidence, matrices: frozenset[str], epochs: float | None
-) -> Float[Tensor, "tensors 9"]:
-    """Return the tensor features that never change: from "depth" to "passes" in TENSOR_FEATURES."""
+    spec: PermutationSpec, incidence: Incidence, matrices: frozenset[str]
+) -> Float[Tensor, "tensors 8"]:
+    """Return the tensor features that never change: from "depth" to "one" in TENSOR_FEATURES."""
     table = []
     for name, layout in zip(incidence.names, incidence.layouts, strict=True):
         entry = spec.tensors[spec.aliases.get(name, name)]
@@ -111,18 +109,9 @@ def static_features(
                 float(name in matrices and "model input" in fixed_in),
                 float("model output" in fixed_out),
                 1.0,
-                passes(epochs),
             ]
         )
-    return torch.tensor(table, dtype=torch.float64).reshape(len(incidence.names), 9)
-
-
-def passes(epochs: float | None) -> float:
-    """Return how often the training sees its data, as a feature: -0.5 for once, 0 for 4 times or not known.
-
-    It grows by 0.25 with each doubling, up to 128 epochs.
-    """
-    return 0.0 if epochs is None else (min(max(log2(epochs), 0.0), 7.0) - 2) / 4
+    return torch.tensor(table, dtype=torch.float64).reshape(len(incidence.names), 8)
 
 
 @dataclass(frozen=True)
@@ -174,8 +163,8 @@ def features(
     incidence: Incidence,
     rates: MomentumRates,
     weight_unit: Float[Tensor, " tensors"],
-    static: Float[Tensor, "tensors 9"],
-) -> tuple[Float[Tensor, "*batch entries 3"], Float[Tensor, "*batch tensors 21"]]:
+    static: Float[Tensor, "tensors 8"],
+) -> tuple[Float[Tensor, "*batch entries 3"], Float[Tensor, "*batch tensors 19"]]:
     """Return the features named in ENTRY_FEATURES and TENSOR_FEATURES.
 
     Args:
@@ -216,8 +205,7 @@ def features(
         ],
         dim=-1,
     )
-    constant = static.expand(*dynamic.shape[:-1], -1)
-    return entries, torch.cat([dynamic, constant, seen.progress[..., None] * constant[..., -1:]], dim=-1)
+    return entries, torch.cat([dynamic, static.expand(*dynamic.shape[:-1], -1)], dim=-1)
 
 
 def mean_products(

@@ -86,18 +86,13 @@ class LearnedUpdateRule:
         spec: the symmetry of the model whose parameters are trained.
         config: constants and network size; a checkpoint belongs to one config.
         names: the trained tensors (default: all of the spec but the statistics).
-        epochs: how often the training sees each of its data; None: not known.
 
     Raises:
         PermutationSpecError: the spec has no tensor of one of the names.
     """
 
     def __init__(
-        self,
-        spec: PermutationSpec,
-        config: RuleConfig | None = None,
-        names: tuple[str, ...] | None = None,
-        epochs: float | None = None,
+        self, spec: PermutationSpec, config: RuleConfig | None = None, names: tuple[str, ...] | None = None
     ) -> None:
         self.spec = spec
         self.config = config or RuleConfig()
@@ -114,7 +109,7 @@ class LearnedUpdateRule:
             couple=self.config.couple,
         )
         self.packing = Packing.of(self.incidence)
-        self._static = observations.static_features(spec, self.incidence, self.matrices, epochs)
+        self._static = observations.static_features(spec, self.incidence, self.matrices)
         self._units = torch.tensor([self._weight_unit(n) for n in self.names], dtype=torch.float64)
         self._steps = torch.tensor([self._nominal_step(n) for n in self.names], dtype=torch.float64)
         self.matrix_positions = tuple(i for i, n in enumerate(self.names) if n in self.matrices)

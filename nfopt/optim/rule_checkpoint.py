@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nfopt.checkpoints import Checkpoint, load_checkpoint
 from nfopt.errors import CheckpointError
 from nfopt.optim.directions import MomentumRates
-from nfopt.optim.observations import TENSOR_FEATURES
 from nfopt.optim.rule import LearnedUpdateRule, RuleConfig
 from nfopt.symmetry import PermutationSpec
 
@@ -45,29 +43,11 @@ def read_rule(checkpoint: str | Checkpoint) -> tuple[RuleConfig, dict[str, Tenso
     config = config_from_json(found.config, found.name)
     probe = LearnedUpdateRule(PermutationSpec.uncoupled({"w": (3, 5)}), config).init_theta()
     expected = {name: tuple(value.shape) for name, value in probe.items()}
-    theta = _with_newer_features(found.theta)
-    given = {name: tuple(value.shape) for name, value in theta.items()}
+    given = {name: tuple(value.shape) for name, value in found.theta.items()}
     if expected != given:
         wrong = sorted(set(expected.items()) ^ set(given.items()))
         raise CheckpointError(f"the weights of {found.name} do not fit its configuration: {wrong[:4]}.")
-    return config, theta, found.name
-
-
-def _with_newer_features(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Let a rule that was trained with fewer features of tensors, the first ones, not look at the others."""
-    reader = theta.get("entry_from_tensor")
-    if reader is None or reader.dim() != 2:
-        return dict(theta)
-    known, missing = reader.shape[1], len(TENSOR_FEATURES) - reader.shape[1]
-    starts = {"entry_from_tensor": known, "tensor": known, "tensor_output": reader.shape[0] + known}
-    if missing <= 0:
-        return dict(theta)
-    return {
-        name: torch.cat([v[:, : starts[name]], v.new_zeros(len(v), missing), v[:, starts[name] :]], 1)
-        if name in starts and v.dim() == 2
-        else v
-        for name, v in theta.items()
-    }
+    return config, dict(found.theta), found.name
 
 
 def config_from_json(data: Mapping[str, Any], name: str) -> RuleConfig:

@@ -72,13 +72,7 @@ class ScheduleFreeOptions(OptimizerOptions):
         """Raise RecipeError if pytorch-optimizer is not installed."""
         _pytorch_optimizer()
 
-    def build(
-        self,
-        model: nn.Module,
-        example_inputs: tuple[Tensor, ...],
-        total_steps: int,
-        epochs: float | None = None,
-    ) -> Optimization:
+    def build(self, model: nn.Module, example_inputs: tuple[Tensor, ...], total_steps: int) -> Optimization:
         """Return the optimizer; losses are looked at in its average."""
         optimizer = _pytorch_optimizer().ScheduleFreeAdamW(
             model.parameters(),

@@ -41,21 +41,8 @@ class OptimizerOptions(Strict):
     label: str | None = None
     tune: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=1)]] = Field(default={})
 
-    def build(
-        self,
-        model: nn.Module,
-        example_inputs: tuple[Tensor, ...],
-        total_steps: int,
-        epochs: float | None = None,
-    ) -> Optimization:
-        """Return the optimizer over all parameters of `model` with its schedule over `total_steps`.
-
-        Args:
-            model: what is trained.
-            example_inputs: inputs of the model.
-            total_steps: optimizer steps of the training.
-            epochs: how often they go over the training data; None: not known. Only nfopt makes use of it.
-        """
+    def build(self, model: nn.Module, example_inputs: tuple[Tensor, ...], total_steps: int) -> Optimization:
+        """Return the optimizer over all parameters of `model` with its schedule over `total_steps`."""
         raise NotImplementedError
 
     def weight_hashes(self) -> dict[str, str]:
@@ -150,13 +137,7 @@ class Scheduled(OptimizerOptions):
         """Return the optimizer without its schedule."""
         raise NotImplementedError
 
-    def build(
-        self,
-        model: nn.Module,
-        example_inputs: tuple[Tensor, ...],
-        total_steps: int,
-        epochs: float | None = None,
-    ) -> Optimization:
+    def build(self, model: nn.Module, example_inputs: tuple[Tensor, ...], total_steps: int) -> Optimization:
         """Return the optimizer with a LambdaLR; both are restored from their state_dicts."""
         optimizer = self.optimizer(model.parameters())
         factor = schedule_factor(self.schedule, self.warmup, total_steps)
@@ -181,19 +162,12 @@ class NFOptions(OptimizerOptions):
         """Return a hash of the rule's weights and of the code that computes its steps."""
         return f"{self.weight_hashes()} {_code_of_the_rule()}"
 
-    def build(
-        self,
-        model: nn.Module,
-        example_inputs: tuple[Tensor, ...],
-        total_steps: int,
-        epochs: float | None = None,
-    ) -> Optimization:
+    def build(self, model: nn.Module, example_inputs: tuple[Tensor, ...], total_steps: int) -> Optimization:
         """Return an NFOptimizer whose symmetry is traced with the example inputs."""
         return Optimization(
             NFOptimizer(
                 model,
                 total_steps,
-                epochs=epochs,
                 lr=self.lr,
                 weight_decay=self.weight_decay,
                 checkpoint=self.checkpoint,

@@ -162,7 +162,7 @@ def _train(
     example = sets.val.__getitems__([(0, 0), (1, 0)])[0].to(accelerator.device)
     _check_outputs(model, example, recipe.model.name, sets)
     total_steps = recipe.epochs * (len(sets.train) // recipe.batch_size)
-    optimization = recipe.optimizer.build(model, (example,), total_steps, recipe.epochs)
+    optimization = recipe.optimizer.build(model, (example,), total_steps)
     config = EpochConfig(
         recipe.epochs,
         recipe.batch_size,

@@ -68,9 +68,7 @@ class Trial:
         data = loaded(self.data)
         model = self.model.build(data, self.config.seed).to(device)
         example = (data.train.images[:2].to(device),)
-        optimization = self.options.build(
-            model, example, self.config.total_steps, self.config.epochs(len(data.train))
-        )
+        optimization = self.options.build(model, example, self.config.total_steps)
         return asdict(
             train(
                 model,

@@ -107,7 +107,7 @@ def test_parameters_with_their_model_beside_them_are_coupled() -> None:
 
 
 def test_an_option_that_nfopt_does_not_have_is_named_with_those_that_it_has() -> None:
-    with pytest.raises(NfoptError, match=r"no option foreach\. Its options: total_steps, epochs"):
+    with pytest.raises(NfoptError, match=r"no option foreach\. Its options: total_steps, lr"):
         create_optimizer_v2(mlp(), opt="nfopt", foreach=True)
 
 

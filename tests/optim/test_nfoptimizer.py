@@ -384,8 +384,6 @@ def test_flat_partitions_are_refused() -> None:
         ({"lr": -1.0}, "lr is -1.0"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"weight_decay": -0.1}, "weight_decay"),
-        ({"epochs": 0}, "epochs is 0"),
-        ({"epochs": float("inf")}, "epochs is inf"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
@@ -409,18 +407,6 @@ def test_an_unknown_checkpoint_names_the_known_ones() -> None:
 def test_wrong_example_inputs_are_a_clear_error() -> None:
     with pytest.raises(TraceError, match="shape"):
         build(mlp(), example_inputs=torch.randn(2, 6))
-
-
-def test_the_number_of_epochs_changes_what_is_learned_and_nothing_of_the_nominal_optimizer() -> None:
-    def trained(**options: Any) -> list[torch.Tensor]:
-        model = mlp()
-        take_steps(model, build(model, **options), 3)
-        return weights(model)
-
-    assert not same(trained(), trained(epochs=100))
-    assert same(trained(), trained(epochs=4))  # what is taken for granted
-    assert same(trained(epochs=0.1), trained(epochs=1))
-    assert same(trained(checkpoint="nominal"), trained(checkpoint="nominal", epochs=100))
 
 
 def test_ordinary_training_warns_of_nothing() -> None:
