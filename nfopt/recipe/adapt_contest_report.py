@@ -109,22 +109,23 @@ def plot_contest(path: Path, rows: Mapping[str, Rows], oracle: Oracle, labelled:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     width = 0.8 / len(methods)
-    lowest = 1.0
+    lowest, highest = 1.0, max(fmean(values) for values in oracle.values())
     for index, method in enumerate(methods):
         heights, errors = [], []
         for trials in rows.values():
             values = _net_means(trials, method, [t["domain"] for t in trials if t["domain"] != CLEAN])
             heights.append(100 * fmean(values))
             errors.append(100 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0)
-            lowest = min(lowest, fmean(values))
+            lowest, highest = min(lowest, fmean(values)), max(highest, fmean(values))
         places = np.arange(len(rows)) + (index - (len(methods) - 1) / 2) * width
         colour = "lightgrey" if method == UNEDITED else COLOURS[(index - 1) % len(COLOURS)]
         label = f"{method} (labels)" if method in labelled else method
         axes.bar(places, heights, width, yerr=errors, label=label, color=colour, error_kw={"elinewidth": 0.8})
     top = 100 * fmean(value for values in oracle.values() for value in values)
     axes.axhline(top, color="black", linewidth=0.8, linestyle="--", label="oracle: all labels")
+    limits = (max(0.0, 100 * lowest - 5), min(100.0, 100 * highest + 3))
     axes.set_xticks(range(len(rows)), [f"{images} images" for images in rows])
-    axes.set(ylabel="test accuracy (%), mean over domains", ylim=(max(0.0, 100 * lowest - 5), 100))
+    axes.set(ylabel="test accuracy (%), mean over domains", ylim=limits)
     axes.grid(visible=True, axis="y", alpha=0.3)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     with replacing(path) as partial:
