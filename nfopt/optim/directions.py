@@ -115,29 +115,36 @@ def adam_along(
 
 
 def orthogonal(
-    momenta: list[Float[Tensor, "..."]], layouts: list[MatrixLayout]
+    momenta: list[Float[Tensor, "..."]], layouts: list[MatrixLayout], products: torch.dtype | None = None
 ) -> list[Float[Tensor, "..."]]:
     """Orthogonalised momentum (Jordan et al. 2024, Muon), at RMS 1; tensors of one shape go in one batch.
 
     A convolution kernel is read as one matrix of outputs x (inputs x kernel positions).
+
+    Args:
+        momenta: the momenta.
+        layouts: how they are read as matrices.
+        products: dtype of the matrix products, as in `orthogonalise`.
     """
     directions: list[Tensor] = list(momenta)
     for members in equal_shapes(layouts):
-        found = orthogonal_of_one_shape([momenta[i] for i in members], [layouts[i] for i in members])
+        some = [momenta[i] for i in members]
+        found = orthogonal_of_one_shape(some, [layouts[i] for i in members], products)
         for i, direction in zip(members, found, strict=True):
             directions[i] = direction
     return directions
 
 
 def orthogonal_of_one_shape(
-    momenta: list[Float[Tensor, "..."]], layouts: list[MatrixLayout]
+    momenta: list[Float[Tensor, "..."]], layouts: list[MatrixLayout], products: torch.dtype | None = None
 ) -> list[Float[Tensor, "..."]]:
     """Return `orthogonal` of tensors whose matrices have the same shape, at least one of them."""
     matrices = [_as_matrix(m, layout) for m, layout in zip(momenta, layouts, strict=True)]
     if len(matrices) == 1:
-        found = [unit_rms(orthogonalise(matrices[0]), 2)]
+        found = [unit_rms(orthogonalise(matrices[0], products=products), 2)]
     else:
-        found = list(unit_rms(orthogonalise(torch.stack(matrices, dim=-3)), 2).unbind(-3))
+        stack = orthogonalise(torch.stack(matrices, dim=-3), products=products)
+        found = list(unit_rms(stack, 2).unbind(-3))
     return [_as_tensor(matrix, layout) for matrix, layout in zip(found, layouts, strict=True)]
 
 

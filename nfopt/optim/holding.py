@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -19,7 +19,9 @@ from nfopt.optim.strips import Strip
 from nfopt.weightspace.incidence import MatrixLayout
 
 Tensors = Sequence[Float[Tensor, "..."]]
-MOST_ELEMENTS = 1 << 22  # in a batch of matrices: more would cost memory and bring nothing
+# In a batch of matrices: more would cost memory and, on the CPU, not fit into its cache.
+MOST_ELEMENTS, MOST_ELEMENTS_ON_CPU = 1 << 22, 1 << 15
+CPU = torch.device("cpu")
 
 
 class Measurement(Protocol):
@@ -86,11 +88,15 @@ class Whole:
         layouts: the tensors' layouts.
         matrices: positions of those that are orthogonalised.
         strips: which small ones of the others are laid end to end.
+        products: dtype of the matrix products that orthogonalise; None: that of the arithmetic.
+        device: where the tensors are.
     """
 
     layouts: tuple[MatrixLayout, ...]
     matrices: tuple[int, ...] = ()
     strips: tuple[Strip, ...] = ()
+    products: torch.dtype | None = None
+    device: torch.device = CPU
 
     def squares(self, grads: Tensors, work: torch.dtype) -> Float[Tensor, "*batch tensors"]:
         """Return the mean squares of the gradients."""
@@ -105,7 +111,7 @@ class Whole:
 
     def to(self, device: torch.device) -> "Whole":
         """Return the same with its index tensors on `device`."""
-        return Whole(self.layouts, self.matrices, tuple(strip.to(device) for strip in self.strips))
+        return replace(self, strips=tuple(strip.to(device) for strip in self.strips), device=device)
 
     def groups(self) -> tuple[Group, ...]:
         """Return matrices of one shape, as many as are worth a batch; the strips; and what is left."""
@@ -114,10 +120,11 @@ class Whole:
     @cached_property
     def _groups(self) -> tuple[Group, ...]:
         groups: list[tuple[int, ...]] = []
+        elements = MOST_ELEMENTS_ON_CPU if self.device.type == "cpu" else MOST_ELEMENTS
         for members in directions.equal_shapes([self.layouts[i] for i in self.matrices]):
             chosen = [self.matrices[i] for i in members]
             layout = self.layouts[chosen[0]]
-            most = max(1, MOST_ELEMENTS // (layout.out_size * layout.in_size * layout.rest_size))
+            most = max(1, elements // (layout.out_size * layout.in_size * layout.rest_size))
             groups += [tuple(chosen[k : k + most]) for k in range(0, len(chosen), most)]
         done = {*self.matrices, *(i for strip in self.strips for i in strip.positions)}
         groups += [(i,) for i in range(len(self.layouts)) if i not in done]
@@ -125,7 +132,8 @@ class Whole:
 
     def orthogonal(self, momenta: Tensors, chosen: Sequence[int]) -> list[Tensor]:
         """Orthogonalise tensors of one shape in one batch."""
-        return directions.orthogonal_of_one_shape(list(momenta), [self.layouts[i] for i in chosen])
+        layouts = [self.layouts[i] for i in chosen]
+        return directions.orthogonal_of_one_shape(list(momenta), layouts, self.products)
 
     def adam(self, momenta: Tensors, second: Tensors, group: Group) -> list[Tensor]:
         """Normalise element by element."""

@@ -17,7 +17,7 @@ from nfopt.optim.guard_report import GuardReport, read_report
 from nfopt.optim.moments import SKIPPED, STEP
 from nfopt.optim.parameters import check_range, flat_partition_error, named_parameter
 from nfopt.optim.restore import RULE_DIGEST, STEPS_TAKEN, check_saved_state
-from nfopt.optim.rounding import Rounding, check_state_dtype
+from nfopt.optim.rounding import Rounding, check_half
 from nfopt.optim.rule import LearnedUpdateRule
 from nfopt.optim.rule_checkpoint import NOMINAL, read_rule
 from nfopt.optim.schedule import Schedule
@@ -50,6 +50,8 @@ class NFOptimizer(torch.optim.Optimizer):
             (DistributedDataParallel), orthogonalise each matrix on one of them only; all must take every
             step together. Parameters sharded by `fully_shard` share the work in any case.
         state_dtype: torch.bfloat16 keeps the momenta in half the memory, rounded at random; None: float32.
+        matmul_dtype: torch.bfloat16 orthogonalises with bfloat16 products, as Muon does; None: float32, with
+            which the rule was trained.
 
     All state is tensors in `state`, so that checkpoints of any host resume bit-exactly. A step with a
     gradient that is not finite is skipped and warned about; gradients far above their usual size are clipped
@@ -74,9 +76,11 @@ class NFOptimizer(torch.optim.Optimizer):
         example_inputs: Any = None,
         share_work: bool = False,
         state_dtype: torch.dtype | None = None,
+        matmul_dtype: torch.dtype | None = None,
     ) -> None:
         check_range("lr", lr)
-        check_state_dtype(state_dtype)
+        check_half("state_dtype", state_dtype)
+        check_half("matmul_dtype", matmul_dtype)
         if weight_decay is not None:
             check_range("weight_decay", weight_decay)
         self.schedule = Schedule(total_steps)
@@ -91,6 +95,7 @@ class NFOptimizer(torch.optim.Optimizer):
         self._warned_past_end = False
         self._share_work = share_work
         self._state_dtype = state_dtype
+        self._matmul_dtype = matmul_dtype
         self._skips_seen = 0
         self._pending_skips: Tensor | None = None
         decay = self._config.weight_decay if weight_decay is None else weight_decay
@@ -203,7 +208,11 @@ class NFOptimizer(torch.optim.Optimizer):
             weight_decay=self._option("weight_decay", active),
             decide=self._learned and taken % rule.config.cadence == 0,
             holding=distribution.holding(
-                rule.incidence.layouts, list(params.values()), rule.config.rates, rule.matrix_positions
+                rule.incidence.layouts,
+                list(params.values()),
+                rule.config.rates,
+                rule.matrix_positions,
+                self._matmul_dtype,
             ),
         )
         rounding = Rounding(self._state_dtype, taken + 1)
@@ -312,7 +321,7 @@ class NFOptimizer(torch.optim.Optimizer):
         if names not in self._rules:
             if len(self._rules) == MOST_RULES:
                 del self._rules[next(iter(self._rules))]
-            self._rules[names] = LearnedUpdateRule(self.spec, self._config, names)
+            self._rules[names] = LearnedUpdateRule(self.spec, self._config, names, self._matmul_dtype)
         return self._rules[names]
 
     def _theta_for(self, rule: LearnedUpdateRule, like: Tensor) -> dict[str, Tensor]:

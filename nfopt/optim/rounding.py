@@ -51,14 +51,14 @@ class Rounding:
         return round_at_random(value, self._generator)
 
 
-def check_state_dtype(dtype: torch.dtype | None) -> None:
-    """Check an optimizer's `state_dtype`.
+def check_half(option: str, dtype: torch.dtype | None) -> None:
+    """Check an option of the optimizer that asks for half precision.
 
     Raises:
         OptimizerError: it is neither None nor torch.bfloat16.
     """
     if dtype is not None and dtype is not torch.bfloat16:
         raise OptimizerError(
-            f"state_dtype is {dtype!r}; give torch.bfloat16, or None for float32. Float16's range is too "
+            f"{option} is {dtype!r}; give torch.bfloat16, or None for float32. Float16's range is too "
             "small for gradients without a scale."
         )

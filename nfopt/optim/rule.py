@@ -86,13 +86,18 @@ class LearnedUpdateRule:
         spec: the symmetry of the model whose parameters are trained.
         config: constants and network size; a checkpoint belongs to one config.
         names: the trained tensors (default: all of the spec but the statistics).
+        products: dtype of the matrix products that orthogonalise; None: that of the arithmetic.
 
     Raises:
         PermutationSpecError: the spec has no tensor of one of the names.
     """
 
     def __init__(
-        self, spec: PermutationSpec, config: RuleConfig | None = None, names: tuple[str, ...] | None = None
+        self,
+        spec: PermutationSpec,
+        config: RuleConfig | None = None,
+        names: tuple[str, ...] | None = None,
+        products: torch.dtype | None = None,
     ) -> None:
         self.spec = spec
         self.config = config or RuleConfig()
@@ -114,7 +119,8 @@ class LearnedUpdateRule:
         self._steps = torch.tensor([self._nominal_step(n) for n in self.names], dtype=torch.float64)
         self.matrix_positions = tuple(i for i, n in enumerate(self.names) if n in self.matrices)
         others = [i for i, n in enumerate(self.names) if n in self.scaled]
-        self._whole = Whole(self.incidence.layouts, self.matrix_positions, strips_of(self.incidence, others))
+        strips = strips_of(self.incidence, others)
+        self._whole = Whole(self.incidence.layouts, self.matrix_positions, strips, products)
         self._is_matrix = torch.tensor([float(n in self.matrices) for n in self.names], dtype=torch.float64)
         self._decay: tuple[tuple[float, ...] | None, Tensor] = (), self._units
 

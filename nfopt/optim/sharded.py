@@ -6,6 +6,7 @@ matrices together on the ranks that orthogonalise them, and one that takes the d
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,7 @@ class Sharded:
         group: the ranks among which they are cut.
         rates: the momenta's decay rates.
         matrices: positions of the tensors that are orthogonalised.
+        products: dtype of the matrix products that orthogonalise; None: that of the arithmetic.
     """
 
     layouts: tuple[MatrixLayout, ...]
@@ -37,6 +39,7 @@ class Sharded:
     group: dist.ProcessGroup
     rates: MomentumRates
     matrices: tuple[int, ...]
+    products: torch.dtype | None = None
 
     def squares(self, grads: Tensors, work: torch.dtype) -> Float[Tensor, " tensors"]:
         """Return the mean squares of the gradients, with one all-reduce; with none where nothing is cut."""
@@ -65,7 +68,7 @@ class Sharded:
         layouts = tuple(self.layouts[i] for i in chosen)
         owners = share_out([orthogonalisation_cost(x) for x in layouts], dist.get_world_size(self.group))
         exchange = Exchange(layouts, tuple(self.shards[i] for i in chosen), owners, self.group)
-        return exchange.map(momenta, directions.orthogonal)
+        return exchange.map(momenta, partial(directions.orthogonal, products=self.products))
 
     def adam(self, momenta: Tensors, second: Tensors, group: Group) -> list[Tensor]:
         """Normalise element by element; the two scales of each tensor are means over all ranks."""

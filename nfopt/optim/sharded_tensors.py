@@ -100,6 +100,7 @@ class Distribution:
         params: Sequence[Tensor],
         rates: MomentumRates,
         matrices: tuple[int, ...],
+        products: torch.dtype | None = None,
     ) -> Sharded | None:
         """Return what this process has of the parameters; None: everything.
 
@@ -108,6 +109,7 @@ class Distribution:
             params: the parameters, DTensors or plain ones.
             rates: the momenta's decay rates.
             matrices: positions of those that are orthogonalised.
+            products: dtype of the matrix products that orthogonalise; None: that of the arithmetic.
 
         Raises:
             OptimizerError: slices are not those of `torch.chunk`.
@@ -126,7 +128,7 @@ class Distribution:
                     f"not know: this rank has {tuple(to_local(param).shape)}. Shard with fully_shard."
                 )
             shards.append(shard)
-        return Sharded(tuple(layouts), tuple(shards), self.group, rates, matrices)
+        return Sharded(tuple(layouts), tuple(shards), self.group, rates, matrices, products)
 
 
 def to_local(tensor: Tensor) -> Tensor:

@@ -33,7 +33,16 @@ def timm_nfoptimizer(params: Any, *, total_steps: int | None = None, **options: 
     Raises:
         OptimizerError: an option that NFOptimizer does not have, or as NFOptimizer raises.
     """
-    known = ("lr", "weight_decay", "checkpoint", "model", "example_inputs", "share_work", "state_dtype")
+    known = (
+        "lr",
+        "weight_decay",
+        "checkpoint",
+        "model",
+        "example_inputs",
+        "share_work",
+        "state_dtype",
+        "matmul_dtype",
+    )
     unknown = sorted(options.keys() - set(known))
     if unknown:
         raise OptimizerError(

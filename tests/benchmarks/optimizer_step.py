@@ -61,6 +61,7 @@ def optimizers(model: nn.Module) -> dict[str, torch.optim.Optimizer]:
         "AdamW (fused)": torch.optim.AdamW(model.parameters(), fused=True),
         "timm Muon": muon(model),
         "nfopt": NFOptimizer(model, total_steps=1000),
+        "nfopt, bfloat16 products": NFOptimizer(model, total_steps=1000, matmul_dtype=torch.bfloat16),
     }
 
 
@@ -135,6 +136,9 @@ def slope(rounds: int, clock: Callable[[], float], most: int) -> list[str]:
         contestants: dict[str, torch.optim.Optimizer] = {
             "timm Muon": muon(model),
             "nfopt": NFOptimizer(model, 1000, example_inputs=torch.randn(2, width)),
+            "bfloat16": NFOptimizer(
+                model, 1000, example_inputs=torch.randn(2, width), matmul_dtype=torch.bfloat16
+            ),
         }
         median, _ = timings(contestants, rounds, clock)
         mine = median["nfopt"]
@@ -142,7 +146,7 @@ def slope(rounds: int, clock: Callable[[], float], most: int) -> list[str]:
         before = parameters, mine
         rows.append(
             f"| {parameters:,} | {layers} x {width} | {1e3 * mine:.2f} | {1e9 * mine / parameters:.1f} | "
-            f"{grown} | {mine / median['timm Muon']:.2f} |"
+            f"{grown} | {mine / median['timm Muon']:.2f} | {median['bfloat16'] / median['timm Muon']:.2f} |"
         )
         print(rows[-1], flush=True)
     return rows
@@ -161,8 +165,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.cpu_time else time.perf_counter
     if options.slope:
-        print("| parameters | layers x width | nfopt, ms | ns / parameter | slope | / Muon |")
-        print("|---|---|---|---|---|---|")
+        print("| parameters | layers x width | nfopt, ms | ns / parameter | slope | / Muon | in bfloat16 |")
+        print("|---|---|---|---|---|---|---|")
         slope(options.rounds, clock, options.most)
         return
     print("| model | optimizer | step ms | / AdamW | / Muon | of fwd+bwd at 64 | state bytes/param |")

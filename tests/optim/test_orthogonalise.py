@@ -63,3 +63,13 @@ def test_a_large_matrix_is_orthogonalised_like_its_textbook_form(shape: tuple[in
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     assert torch.allclose(orthogonalise(matrix), x, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(7, 11), (5, 23), (23, 5), (2, 7, 11)])
+def test_products_in_bfloat16_change_the_direction_little(shape: tuple[int, ...]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    exact, rough = orthogonalise(matrix), orthogonalise(matrix, products=torch.bfloat16)
+    assert rough.dtype == matrix.dtype
+    assert 0 < float((rough - exact).norm() / exact.norm()) < 0.05
+    values = torch.linalg.svdvals(rough)
+    assert bool(((values > 0.5) & (values < 1.4)).all())

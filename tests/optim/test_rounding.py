@@ -92,7 +92,17 @@ def test_a_state_of_the_other_kind_is_taken_over(before: torch.dtype | None) -> 
     assert kinds == {after or torch.float32}
 
 
+@pytest.mark.parametrize("option", ["state_dtype", "matmul_dtype"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, "bfloat16"])
-def test_other_dtypes_of_state_are_refused(dtype: object) -> None:
-    with pytest.raises(OptimizerError, match="bfloat16, or None"):
-        build(mlp(), state_dtype=dtype)
+def test_other_dtypes_of_state_and_products_are_refused(option: str, dtype: object) -> None:
+    with pytest.raises(OptimizerError, match=f"{option} is .*bfloat16, or None"):
+        build(mlp(), **{option: dtype})
+
+
+def test_a_training_with_products_in_bfloat16_ends_where_the_full_one_does() -> None:
+    ends = []
+    for dtype in (None, torch.bfloat16):
+        model = mlp()
+        ends.append(take_steps(model, build(model, total_steps=60, matmul_dtype=dtype), 60))
+    assert ends[1] != ends[0]
+    assert ends[1][-1] == pytest.approx(ends[0][-1], rel=0.05)
