@@ -38,12 +38,7 @@ CASES = (
     ),
     # Batches and widths.
     Case("batch 8", Problem(batch_images=8)),
-    Case(
-        "batch 8, no end given",
-        Problem(batch_images=8),
-        total_steps=False,
-        fails={"default": "ends at 0.26, AdamW at 0.19: steps too large for noisy gradients, never decayed"},
-    ),
+    Case("batch 8, no end given", Problem(batch_images=8), total_steps=False),
     Case("batch 1000", Problem(batch_images=1000), steps=150),
     Case("width 1024", Problem(hidden=(1024,)), steps=100, adamw_lr=1e-3),
     Case("width 512, two layers", Problem(hidden=(512, 512)), steps=60, adamw_lr=1e-3),
@@ -58,7 +53,12 @@ CASES = (
     # Step sizes.
     Case("lr 0.3", lr=0.3, fails={"nominal": "ends at 0.93, AdamW at 0.06: too slow for 200 steps"}),
     Case("lr 3", lr=3.0),
-    Case("lr 3, no end given", lr=3.0, total_steps=False),
+    Case(
+        "lr 3, no end given",
+        lr=3.0,
+        total_steps=False,
+        fails={"default": "ends at 0.18, AdamW at 0.02: steps far too large, never decayed"},
+    ),
     Case("lr 3 on a small CNN with BatchNorm", Problem(model="cnn", hidden=(8, 16)), lr=3.0),
     # Gradients.
     Case("one batch x 1e4", loss_factor=spike_at(100)),
