@@ -1,10 +1,12 @@
 """Elementwise: what one step does to every element of a tensor, in plain PyTorch."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from nfopt.errors import OptimizerError
 
 
 class Mix(NamedTuple):
@@ -45,12 +47,36 @@ def fold(
     slow m_slow + fast m_fast + grad g.
 
     Args:
-        grad: the gradient g.
-        slow: the slow momentum before the step.
-        fast: the fast momentum before the step.
-        mix: the numbers of the step.
+        grad: the gradient g, in any floating dtype.
+        slow: the slow momentum before the step, in any floating dtype.
+        fast: the fast momentum before the step, in any floating dtype.
+        mix: the numbers of the step, in the dtype of the arithmetic and of what is returned.
     """
+    grad, slow, fast = (tensor.to(mix.factor.dtype) for tensor in (grad, slow, fast))
     grad = grad.nan_to_num(0.0, 0.0, 0.0).mul_(mix.factor)
     slow, fast = torch.lerp(slow, grad, mix.slow_weight), torch.lerp(fast, grad, mix.fast_weight)
     mixed = torch.addcmul(torch.addcmul(slow * mix.slow, fast, mix.fast), grad, mix.grad)
     return Folded(grad, slow, fast, mixed)
+
+
+class Fold(Protocol):
+    """`fold`, or what agrees with it."""
+
+    def __call__(self, grad: Tensor, slow: Tensor, fast: Tensor, mix: Mix) -> Folded:
+        """Take a gradient into its momenta, and mix the three."""
+        ...
+
+
+def fused_fold() -> Fold:
+    """Return the Triton kernel that agrees with `fold`.
+
+    Raises:
+        OptimizerError: triton is not installed.
+    """
+    try:
+        from nfopt.optim.elementwise_triton import fold as fused
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise OptimizerError("fused=True needs triton: pip install triton, or leave it out.") from error
+    return fused

@@ -13,6 +13,7 @@ from nfopt.checkpoints import Checkpoint, digest_of
 from nfopt.errors import OptimizerError
 from nfopt.optim import kept_state
 from nfopt.optim.dtypes import row_of, work_dtype
+from nfopt.optim.elementwise import fold, fused_fold
 from nfopt.optim.guard_report import GuardReport, read_report
 from nfopt.optim.moments import SKIPPED, STEP
 from nfopt.optim.parameters import check_range, flat_partition_error, named_parameter
@@ -52,6 +53,7 @@ class NFOptimizer(torch.optim.Optimizer):
         state_dtype: torch.bfloat16 keeps the momenta in half the memory, rounded at random; None: float32.
         matmul_dtype: torch.bfloat16 orthogonalises with bfloat16 products, as Muon does; None: float32, with
             which the rule was trained.
+        fused: whether a Triton kernel does the element-wise part of larger tensors; for GPUs.
 
     All state is tensors in `state`, so that checkpoints of any host resume bit-exactly. A step with a
     gradient that is not finite is skipped and warned about; gradients far above their usual size are clipped
@@ -77,6 +79,7 @@ class NFOptimizer(torch.optim.Optimizer):
         share_work: bool = False,
         state_dtype: torch.dtype | None = None,
         matmul_dtype: torch.dtype | None = None,
+        fused: bool = False,
     ) -> None:
         check_range("lr", lr)
         check_half("state_dtype", state_dtype)
@@ -96,6 +99,7 @@ class NFOptimizer(torch.optim.Optimizer):
         self._share_work = share_work
         self._state_dtype = state_dtype
         self._matmul_dtype = matmul_dtype
+        self._fold = fused_fold() if fused else fold
         self._skips_seen = 0
         self._pending_skips: Tensor | None = None
         decay = self._config.weight_decay if weight_decay is None else weight_decay
@@ -321,7 +325,9 @@ class NFOptimizer(torch.optim.Optimizer):
         if names not in self._rules:
             if len(self._rules) == MOST_RULES:
                 del self._rules[next(iter(self._rules))]
-            self._rules[names] = LearnedUpdateRule(self.spec, self._config, names, self._matmul_dtype)
+            self._rules[names] = LearnedUpdateRule(
+                self.spec, self._config, names, self._matmul_dtype, self._fold
+            )
         return self._rules[names]
 
     def _theta_for(self, rule: LearnedUpdateRule, like: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nfopt.optim.controls import Controls
 from nfopt.optim.directions import lookahead_weights, spread
-from nfopt.optim.elementwise import Mix, fold
+from nfopt.optim.elementwise import Fold, Mix, fold
 from nfopt.optim.holding import Group, Holding
 from nfopt.optim.moments import FAST, MOMENTA, SECOND, SLOW, TENSOR_STATE, StepNumbers
 from nfopt.optim.strips import Strip
@@ -48,6 +48,7 @@ class Plan:
         shrink: share of its weights that each tensor loses.
         decisions: fresh ones, as the state holds them, by "<tensor name>/<quantity>"; none if the last go on.
         holding: what this process has of the tensors.
+        fold: what takes the gradients of larger tensors into their momenta.
     """
 
     incidence: Incidence
@@ -58,6 +59,7 @@ class Plan:
     shrink: Float[Tensor, "*batch tensors"]
     decisions: dict[str, Tensor]
     holding: Holding
+    fold: Fold = fold
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -86,8 +88,8 @@ class Plan:
         second: list[Tensor] = []
         for i in group.positions:
             name, dims = names[i], len(self.incidence.layouts[i].shape)
-            slow, fast = (state[f"{name}/{key}"].to(work) for key in MOMENTA)
-            found = fold(grads[name].to(work), slow, fast, self._mix(i, dims))
+            slow, fast = (state[f"{name}/{key}"] for key in MOMENTA)
+            found = self.fold(grads[name], slow, fast, self._mix(i, dims))
             kept |= {f"{name}/{SLOW}": found.slow, f"{name}/{FAST}": found.fast}
             mixed.append(found.mixed)
             if i not in self.matrices:
@@ -104,13 +106,11 @@ class Plan:
     def _of_strip(self, group: Group, strip: Strip, params: Tensors, grads: Tensors, state: Tensors) -> Part:
         """Take the step of all tensors of a strip at once."""
         names, work = [self.incidence.names[i] for i in strip.positions], self.sizes.dtype
-        slow, fast, second = (
-            strip.join([state[f"{name}/{key}"] for name in names]).to(work) for key in TENSOR_STATE
-        )
+        slow, fast, second = (strip.join([state[f"{name}/{key}"] for name in names]) for key in TENSOR_STATE)
         shares = self._table[..., :-1, :].index_select(-1, strip.tensor).unbind(-2)
         weights = [spread(self.numbers.weights[key], 1) for key in MOMENTA]
-        found = fold(strip.join([grads[name] for name in names]).to(work), slow, fast, Mix(*shares, *weights))
-        second = self.numbers.fold(second, found.grad.square(), SECOND, 1)
+        found = fold(strip.join([grads[name] for name in names]), slow, fast, Mix(*shares, *weights))
+        second = self.numbers.fold(second.to(work), found.grad.square(), SECOND, 1)
         move = self.holding.adam([found.mixed], [second], group)[0]
         update = strip.split(move * self._factors.index_select(-1, strip.row))
         new = {SLOW: found.slow, FAST: found.fast, SECOND: second}

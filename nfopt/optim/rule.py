@@ -27,6 +27,7 @@ from nfopt.optim.controls import CONTROL_NAMES, Controls, controls_of
 from nfopt.optim.decisions import DECISIONS, Decisions, Packing
 from nfopt.optim.directions import MomentumRates
 from nfopt.optim.dtypes import common_work_dtype, row_of
+from nfopt.optim.elementwise import Fold, fold
 from nfopt.optim.holding import Holding, Whole
 from nfopt.optim.moments import MOMENTA, STEP, initial_state, weigh
 from nfopt.optim.observations import ENTRY_FEATURES, TENSOR_FEATURES, Observed
@@ -87,6 +88,7 @@ class LearnedUpdateRule:
         config: constants and network size; a checkpoint belongs to one config.
         names: the trained tensors (default: all of the spec but the statistics).
         products: dtype of the matrix products that orthogonalise; None: that of the arithmetic.
+        fold: what takes the gradients of larger tensors into their momenta.
 
     Raises:
         PermutationSpecError: the spec has no tensor of one of the names.
@@ -98,8 +100,10 @@ class LearnedUpdateRule:
         config: RuleConfig | None = None,
         names: tuple[str, ...] | None = None,
         products: torch.dtype | None = None,
+        fold: Fold = fold,
     ) -> None:
         self.spec = spec
+        self._fold = fold
         self.config = config or RuleConfig()
         self.incidence: Incidence = build_incidence(spec, names)
         self.names = self.incidence.names
@@ -239,6 +243,7 @@ class LearnedUpdateRule:
             shrink=scale * self._decay_for(weight_decay) * torch.exp(controls.log_decay),
             decisions=kept,
             holding=holding,
+            fold=self._fold,
         )
 
     def _decide(self, theta: Mapping[str, Tensor], seen: Observed) -> Decisions:

@@ -42,6 +42,7 @@ def timm_nfoptimizer(params: Any, *, total_steps: int | None = None, **options: 
         "share_work",
         "state_dtype",
         "matmul_dtype",
+        "fused",
     )
     unknown = sorted(options.keys() - set(known))
     if unknown:
