@@ -1,6 +1,6 @@
 """Jobs: what a recipe can ask for. A job is a plug-in: one strict record and one function that runs it.
 
-To add a job, write one file in this package and name it in `nfopt/recipe/__init__.py`:
+To add a job, write one file in the folder of its kind, such as race/, and name it in that `__init__.py`:
 
     class CountRecipe(Recipe):                       # the keys of the recipe, with types and defaults
         data: DataOptions

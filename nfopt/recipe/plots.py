@@ -13,9 +13,20 @@ from matplotlib.figure import Figure
 from nfopt.atomic import replacing
 from nfopt.training import Curve
 
-# Okabe and Ito's colours, which people with colour blindness can tell apart.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# Okabe and Ito's colours, which people with colour blindness can tell apart, then three more.
+COLOURS = (
+    "#D55E00",
+    "#0072B2",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#7F7F7F",
+    "#8C564B",
+    "#332288",
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Sampler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from nfopt.recipe.images import Images, Key
+from nfopt.recipe.train.images import Images, Key
 
 EVALUATION_BATCH = 256
 

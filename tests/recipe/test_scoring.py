@@ -5,9 +5,9 @@ from accelerate import Accelerator
 
 from nfopt.metrics import evaluate
 from nfopt.models import build_model
-from nfopt.recipe.images import Augmentation, load_images
 from nfopt.recipe.inputs import DataOptions
 from nfopt.recipe.scoring import evaluated
+from nfopt.recipe.train.images import Augmentation, load_images
 
 DATA = DataOptions(name="digits", n_train=101, n_val=53)
 
