@@ -152,6 +152,8 @@ class NFOptions(OptimizerOptions):
     weight_decay: NonNegative | None = None
     checkpoint: str = "default"
     state_dtype: Literal["float32", "bfloat16"] = "float32"
+    matmul_dtype: Literal["float32", "bfloat16"] = "float32"
+    fused: bool = False
 
     def weight_hashes(self) -> dict[str, str]:
         """Return the hash of the rule's weights; a rule without weights has none."""
@@ -172,9 +174,15 @@ class NFOptions(OptimizerOptions):
                 weight_decay=self.weight_decay,
                 checkpoint=self.checkpoint,
                 example_inputs=example_inputs,
-                state_dtype=torch.bfloat16 if self.state_dtype == "bfloat16" else None,
+                state_dtype=_half(self.state_dtype),
+                matmul_dtype=_half(self.matmul_dtype),
+                fused=self.fused,
             )
         )
+
+
+def _half(name: str) -> torch.dtype | None:
+    return torch.bfloat16 if name == "bfloat16" else None
 
 
 @lru_cache(maxsize=1)

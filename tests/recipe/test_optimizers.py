@@ -52,6 +52,25 @@ def test_nfopt_is_built_with_the_symmetry_traced_and_steps():
     assert not torch.equal(before, model[0].weight)
 
 
+def test_nfopt_keeps_its_state_and_multiplies_in_the_dtypes_of_the_recipe():
+    def trained(**options):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(11, 13), nn.ReLU(), nn.Linear(13, 7))
+        choice = CHOICE.validate_python({"name": "nfopt", "checkpoint": "nominal", **options})
+        optimizer = choice.build(model, (torch.ones(2, 11),), 11).optimizer
+        model(torch.randn(17, 11)).square().sum().backward()
+        optimizer.step()
+        dtypes = {v.dtype for v in optimizer.state[model[0].weight].values() if v.shape == (13, 11)}
+        return model[0].weight.detach(), dtypes
+
+    weight, dtypes = trained()
+    assert dtypes == {torch.float32}
+    assert trained(state_dtype="bfloat16")[1] == {torch.bfloat16}
+    other, _ = trained(matmul_dtype="bfloat16")
+    assert not torch.equal(weight, other)
+    torch.testing.assert_close(weight, other, atol=2e-3, rtol=0)
+
+
 def test_options_come_back_from_their_json_values():
     options = CHOICE.validate_python({"name": "adamw", "tune": {"lr": [0.1, 0.2]}})
     assert CHOICE.validate_python(CHOICE.dump_python(options, mode="json")) == options
