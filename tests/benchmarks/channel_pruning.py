@@ -72,6 +72,8 @@ def with_nfopt(model: nn.Module, image: Tensor) -> dict[str, Any]:
         pruning = prune_channels(model, image, DENSITY)
     except NfoptError as error:
         return {"ok": False, "fault": str(error).splitlines()[0][:200]}
+    except REFUSALS as error:
+        return {"ok": False, "fault": f"{type(error).__name__}: {error}"[:200]}
     return {
         "ok": pruning.proof.passed,
         "error": pruning.proof.error,

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from nfopt.pruning.scores.score import forward
@@ -31,9 +32,15 @@ def cost_of(model: nn.Module, example_inputs: Any) -> Cost:
     """Return a model's cost; it is run once in evaluation mode, and its mode is left as it was."""
     modes = [(part, part.training) for part in model.modules()]
     model.eval()
+    # In the counter's mode an expanded parameter asks for a gradient even under no_grad, and torch gives up.
+    detached = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return functional_call(model, detached, args, kwargs)
+
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            forward(model, example_inputs)
+            forward(run, example_inputs)
     finally:
         for part, mode in modes:
             part.training = mode

@@ -135,7 +135,7 @@ def score(
     return enter
 
 
-def forward(model: nn.Module, inputs: Any) -> Any:
+def forward(model: Callable[..., Any], inputs: Any) -> Any:
     """Return the model's output on a tensor, a tuple of positional or a dict of keyword arguments."""
     if isinstance(inputs, tuple):
         return model(*inputs)

@@ -19,3 +19,19 @@ def test_measuring_leaves_mode_and_statistics_alone():
     assert len(seconds) == 2 and min(seconds) > 0
     assert model.training and not model[1].training
     assert int(model[1].num_batches_tracked) == 0
+
+
+class ClassToken(nn.Module):
+    """Hands a parameter that is repeated for every example to a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 5))
+        self.layer = nn.Linear(5, 7)
+
+    def forward(self, x):
+        return self.layer(self.token.expand(len(x), -1)) + self.layer(x)
+
+
+def test_a_parameter_that_is_expanded_and_handed_to_a_layer_is_counted():
+    assert cost_of(ClassToken(), torch.zeros(3, 5)).macs == 2 * 3 * 5 * 7
