@@ -1,5 +1,6 @@
-"""Nets to learn editing on: many of one architecture trained side by side, BatchNorm statistics and all."""
+"""Nets to learn editing on: many of one architecture, side by side or in turn, with their statistics."""
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import cos, pi
 
@@ -11,6 +12,7 @@ from torch.nn import functional
 from nfopt.data import Split
 from nfopt.editing.editor import NetForward
 from nfopt.editing.editor.forward import statistics_names
+from nfopt.editing.norms import measure_statistics, put_statistics
 from nfopt.progress import Progress, ProgressCallback, silent
 from nfopt.seeds import generator
 
@@ -74,6 +76,51 @@ def train_side_by_side(
         images = split.images[index].expand(count, *(-1,) * split.images.ndim)
         _, norms = forward(tensors, images, ones)
     return {**tensors, **norms.blended}
+
+
+def train_in_turn(
+    modules: Sequence[nn.Module],
+    split: Split,
+    *,
+    total_steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    progress: ProgressCallback = silent,
+) -> dict[str, Float[Tensor, "nets ..."]]:
+    """Return what `train_side_by_side` does, one net after the other: faster on CPUs for convolutions.
+
+    Channels lie innermost in memory; the statistics of the end are those of four times as many images.
+
+    Args:
+        modules: the fresh nets; they are not changed.
+        split: training images and labels.
+        total_steps: optimizer steps of each net.
+        batch_size: images per step.
+        lr: learning rate at the start.
+        seed: of the batches.
+        progress: hears of the steps.
+    """
+    trained = []
+    for number, module in enumerate(modules):
+        draw = generator(seed, "batches", number)
+        net = copy.deepcopy(module).requires_grad_(True).train().to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(net.parameters(), lr)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
+        for step in range(total_steps):
+            index = torch.randint(0, len(split), (batch_size,), generator=draw).to(split.labels.device)
+            optimizer.zero_grad()
+            functional.cross_entropy(net(split.images[index]), split.labels[index]).backward()
+            optimizer.step()
+            schedule.step()
+            done, total = number * total_steps + step + 1, len(modules) * total_steps
+            progress(Progress("train nets to edit", done, total))
+        net.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+        index = torch.randperm(len(split), generator=draw)[: 4 * STATISTICS_IMAGES].to(split.labels.device)
+        images = split.images[index]
+        put_statistics(net, measure_statistics(net, images), images=len(images))
+        trained.append(net)
+    return stacked_state(trained)
 
 
 def descend_side_by_side(

@@ -3,7 +3,7 @@ from torch.nn import functional
 
 from nfopt.data import Split
 from nfopt.editing.editor import NetForward
-from nfopt.meta.editor_nets import descend_side_by_side, stacked_state, train_side_by_side
+from nfopt.meta.editor_nets import descend_side_by_side, stacked_state, train_in_turn, train_side_by_side
 from nfopt.models import build_model
 
 
@@ -51,3 +51,25 @@ def test_trained_nets_know_their_images_with_the_statistics_of_the_end():
         assert accuracy > 0.8
     inputs = modules[0][0](split.images)
     torch.testing.assert_close(tensors["1.running_mean"][0], inputs.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+def test_nets_trained_in_turn_know_their_images_and_their_modules_stay_fresh():
+    modules, split = nets(2, "cnn", {"channels": (3, 5)}), pictures()
+    before = stacked_state(modules)
+    tensors = train_in_turn(modules, split, total_steps=120, batch_size=23, lr=3e-2, seed=0)
+    for name, value in stacked_state(modules).items():
+        assert torch.equal(value, before[name])
+    assert tensors.keys() == before.keys()
+    for net, module in enumerate(modules):
+        module.load_state_dict({name: value[net] for name, value in tensors.items()}, strict=False)
+        assert (module(split.images).argmax(1) == split.labels).float().mean() > 0.8
+    inputs = modules[1][0](split.images)
+    torch.testing.assert_close(tensors["1.running_mean"][1], inputs.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_net_trained_in_turn_does_not_depend_on_those_after_it():
+    modules, split = nets(3, "cnn", {"channels": (3, 5)}), pictures()
+    few = train_in_turn(modules[:1], split, total_steps=5, batch_size=11, lr=1e-2, seed=3)
+    many = train_in_turn(modules, split, total_steps=5, batch_size=11, lr=1e-2, seed=3)
+    for name, value in few.items():
+        assert torch.equal(value[0], many[name][0])
