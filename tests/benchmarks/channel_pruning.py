@@ -11,6 +11,7 @@ already is skipped, `--again nfopt` measures one library anew and the last resul
 import argparse
 import copy
 import json
+import resource
 import signal
 import sys
 import time
@@ -34,7 +35,7 @@ DENSITY = 0.5
 TOLERANCE = 1e-6  # of Torch-Pruning's result; nfopt's own is proved to 1e-9
 REFUSALS = (
     RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError,
-    ZeroDivisionError, RecursionError,
+    ZeroDivisionError, RecursionError, MemoryError,
 )  # fmt: skip
 
 
@@ -196,6 +197,8 @@ def measure(family: str, name: str, library: str, limit: int) -> dict[str, Any]:
             found = LIBRARIES[library](model, image)
     except OutOfTimeError:
         found = {"ok": False, "fault": f"more than {limit} s"}
+    if is_memory(found.get("fault", "")):
+        found["fault"] = "more memory than the limit"
     found["seconds"] = time.process_time() - start
     return {"family": family, "model": name, "input": size, "library": library, **found}
 
@@ -204,6 +207,11 @@ LIBRARIES: dict[str, Callable[[nn.Module, Tensor], dict[str, Any]]] = {
     "nfopt": with_nfopt,
     "torch_pruning": with_torch_pruning,
 }
+
+
+def is_memory(fault: str) -> bool:
+    """Return whether a fault is that of an allocation that was refused."""
+    return fault.startswith("MemoryError") or "allocate memory" in fault
 
 
 def smallest_models(file: Path) -> dict[str, str]:
@@ -236,7 +244,7 @@ def table(rows: dict[tuple[str, str], dict[str, Any]]) -> str:
         f"{sum(row['ok'] for row in theirs)} |",
         f"| smaller and runs | {len(good)} | {sum(smaller(row) for row in theirs)} |",
         f"| every group halved, and equal | {sum(not row['held'] for row in good)} | |",
-        f"| took longer than the limit | {sum(timed_out(row) for row in ours)} | "
+        f"| took more time or memory than the limit | {sum(timed_out(row) for row in ours)} | "
         f"{sum(timed_out(row) for row in theirs)} |",
         f"| median share of the parameters that is left | {middle(good)} | {middle(theirs)} |",
         "",
@@ -286,7 +294,7 @@ def smaller(row: dict[str, Any]) -> bool:
 
 def timed_out(row: dict[str, Any]) -> bool:
     """Return whether a library ran out of time on a model."""
-    return row.get("fault", "").startswith("more than")
+    return row.get("fault", "").startswith("more ")
 
 
 def middle(rows: list[dict[str, Any]]) -> str:
@@ -310,7 +318,12 @@ def main() -> None:
     parser.add_argument("--families", nargs="*", help="only these")
     parser.add_argument("--again", nargs="*", default=(), choices=list(LIBRARIES), help="measured anew")
     parser.add_argument("--limit", type=int, default=600, help="processor seconds for one model and library")
+    parser.add_argument(
+        "--memory", type=int, help="GiB that this process may take; a model that needs more fails"
+    )
     arguments = parser.parse_args()
+    if arguments.memory:
+        resource.setrlimit(resource.RLIMIT_DATA, (arguments.memory * 2**30,) * 2)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     rows: dict[tuple[str, str], dict[str, Any]] = {}
