@@ -12,7 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from nfopt.checkpoints import digest_of
-from nfopt.editing.editor import EditorConfig, Targets, WeightEditor, edited_tensors
+from nfopt.editing.editor import (
+    EditorConfig,
+    StatisticsConfig,
+    StatisticsEditor,
+    Targets,
+    WeightEditor,
+    edited_tensors,
+)
 from nfopt.errors import NfoptError
 from nfopt.meta.editor_tasks import EditingBatch, EditingNets, TaskShape, draw_batch
 from nfopt.progress import Progress, ProgressCallback, silent
@@ -20,6 +27,7 @@ from nfopt.seeds import generator
 from nfopt.statefile import load_state, save_state
 
 Uses = Literal["weights", "images", "labels"]
+Editor = WeightEditor | StatisticsEditor
 
 
 @dataclass(frozen=True)
@@ -83,20 +91,30 @@ class TrainedEditor:
         history: (step, validation loss) in order; step 0 is the fresh editor.
     """
 
-    editor: WeightEditor
+    editor: Editor
     step: int
     history: tuple[tuple[int, float], ...]
 
 
+def fresh_editor(config: EditorConfig | StatisticsConfig, generator: torch.Generator | None = None) -> Editor:
+    """Return the editor of a configuration, which has learned nothing."""
+    if isinstance(config, StatisticsConfig):
+        return StatisticsEditor(config, generator)
+    return WeightEditor(config, generator)
+
+
 def editing_loss(
-    editor: WeightEditor, nets: EditingNets, batch: EditingBatch, uses: Uses, source_weight: float = 0.0
+    editor: Editor, nets: EditingNets, batch: EditingBatch, uses: Uses, source_weight: float = 0.0
 ) -> tuple[Float[Tensor, " nets"], Float[Tensor, " nets"]]:
     """Return each edited net's loss on test images of its domain, with the clean term, and its accuracy."""
-    targets = None
-    if uses != "weights":
-        targets = Targets(batch.targets.images, batch.targets.labels if uses == "labels" else None)
     forward = nets.forward
-    edited = edited_tensors(editor, forward, nets.spec, batch.tensors, targets, nets.image_shape)
+    if isinstance(editor, StatisticsEditor):
+        edited = editor.edited(forward, batch.tensors, batch.targets.images)
+    else:
+        targets = None
+        if uses != "weights":
+            targets = Targets(batch.targets.images, batch.targets.labels if uses == "labels" else None)
+        edited = edited_tensors(editor, forward, nets.spec, batch.tensors, targets, nets.image_shape)
     logits, _ = forward(edited, batch.test_images)
     losses = _cross_entropy(logits, batch.test_labels)
     hits = (logits.detach().argmax(-1) == batch.test_labels).float().mean(-1)
@@ -125,7 +143,7 @@ class EditorTrainer:
     def __init__(
         self,
         config: EditorTrainerConfig,
-        editor: EditorConfig,
+        editor: EditorConfig | StatisticsConfig,
         train: Sequence[EditingNets],
         val: Sequence[EditingNets],
         shape: TaskShape,
@@ -135,10 +153,14 @@ class EditorTrainer:
     ) -> None:
         if not train or not val:
             raise NfoptError("training an editor needs nets to train on and others to choose by.")
+        if isinstance(editor, StatisticsConfig) and set(config.uses) != {"images"}:
+            raise NfoptError(
+                f"a statistics editor looks at images alone; give uses: [images], not {list(config.uses)}."
+            )
         self.config, self.train, self.val, self.shape = config, train, val, shape
         self.state, self.progress = state, progress
         device = next(iter(train[0].tensors.values())).device
-        self.editor = WeightEditor(editor, generator(config.seed, "editor")).to(device)
+        self.editor = fresh_editor(editor, generator(config.seed, "editor")).to(device)
         self.average = {name: value.detach().clone() for name, value in self.editor.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
             self.editor.parameters(), config.lr, weight_decay=config.weight_decay
@@ -199,7 +221,7 @@ class EditorTrainer:
     @torch.no_grad()
     def _validation_loss(self) -> float:
         """Return the mean loss of the average over fixed tasks of the validation nets."""
-        probe = WeightEditor(self.editor.config).to(next(iter(self.average.values())).device)
+        probe = fresh_editor(self.editor.config).to(next(iter(self.average.values())).device)
         probe.load_state_dict(self.average)
         losses = []
         for number in range(self.config.check_batches):

@@ -1,8 +1,10 @@
 """NetForward: a model as a function of its tensors, its BatchNorm statistics blended with those of images."""
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +30,35 @@ class NormState:
     blended: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class NormInput:
+    """What a BatchNorm layer of one net is about to normalise.
+
+    Attributes:
+        inputs: [images, channels, ...].
+        mean: the source's running mean, [channels].
+        var: the source's running variance, [channels].
+        weight: the layer's scale, [channels]; None if it has none.
+        bias: its shift, likewise.
+        eps: added to variances.
+    """
+
+    inputs: Float[Tensor, "images channels ..."]
+    mean: Float[Tensor, " channels"]
+    var: Float[Tensor, " channels"]
+    weight: Float[Tensor, " channels"] | None
+    bias: Float[Tensor, " channels"] | None
+    eps: float
+
+
+class NormRule(ABC):
+    """Chooses, layer after layer of one forward pass, the statistics that a layer normalises by."""
+
+    @abstractmethod
+    def __call__(self, seen: NormInput) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+        """Return mean and variance."""
+
+
 class NetForward:
     """Logits of a module in evaluation mode as a differentiable function of parameters and statistics.
 
@@ -48,7 +79,11 @@ class NetForward:
         self.norms = norms_of(module)
 
     def __call__(
-        self, tensors: Tensors, images: Float[Tensor, "..."], shares: Tensors | None = None
+        self,
+        tensors: Tensors,
+        images: Float[Tensor, "..."],
+        shares: Tensors | None = None,
+        rule: Callable[[], NormRule] | None = None,
     ) -> tuple[Float[Tensor, "*nets images classes"], NormState]:
         """Return the logits and what the BatchNorm layers saw.
 
@@ -57,17 +92,22 @@ class NetForward:
             images: [*nets, images, ...] as the module takes them; one set for each net if there are many.
             shares: for each BatchNorm layer the share of the images' statistics per channel, each
                 [*nets, channels] or [*nets, 1]; None uses the tensors' statistics alone.
+            rule: makes the rule that chooses the statistics of one pass, in the place of shares.
         """
         given = {} if shares is None else dict(shares)
-        if not self.many:
-            logits, measured, blended = self._one(dict(tensors), images, given)
-        else:
-            logits, measured, blended = vmap(self._one)(dict(tensors), images, given)
+        one = partial(self._one, rule=rule)
+        run = vmap(one) if self.many else one
+        logits, measured, blended = run(dict(tensors), images, given)
         return logits, NormState(measured, blended)
 
     def _one(
-        self, tensors: dict[str, Tensor], images: Tensor, shares: dict[str, Tensor]
+        self,
+        tensors: dict[str, Tensor],
+        images: Tensor,
+        shares: dict[str, Tensor],
+        rule: Callable[[], NormRule] | None,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        chooses = None if rule is None else rule()
         measured: dict[str, list[Tensor]] = {}
         blended: dict[str, list[Tensor]] = {}
         replaced = dict(tensors)
@@ -91,6 +131,12 @@ class NetForward:
                 mean, var = mean + share * (seen[0] - mean), var + share * (seen[1] - var)
                 for kind, value, blend in zip(statistics_names(name), seen, (mean, var), strict=True):
                     measured.setdefault(kind, []).append(value)
+                    blended.setdefault(kind, []).append(blend)
+            elif chooses is not None:
+                prefix = statistics_names(name)[0].removesuffix("running_mean")
+                weight, bias = (replaced.get(prefix + k, getattr(norm, k)) for k in ("weight", "bias"))
+                mean, var = chooses(NormInput(inputs, mean, var, weight, bias, norm.eps))
+                for kind, blend in zip(statistics_names(name), (mean, var), strict=True):
                     blended.setdefault(kind, []).append(blend)
             scale = ((1 + norm.eps) / (var + norm.eps)).sqrt()
             shape = (1, -1, *(1,) * (inputs.ndim - 2))

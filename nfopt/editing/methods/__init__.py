@@ -7,6 +7,7 @@ from nfopt.editing.methods.finetune import Finetune
 from nfopt.editing.methods.mean_delta import MeanDelta
 from nfopt.editing.methods.method import METHODS, Method, Task, edit_method
 from nfopt.editing.methods.nf import NeuralFunctionalEdit
+from nfopt.editing.methods.nf_bn import LearnedStatistics
 from nfopt.editing.methods.shot_im import ShotIM
 from nfopt.editing.methods.tent import Tent
 
@@ -15,6 +16,7 @@ __all__ = [
     "BatchNormStatistics",
     "Eata",
     "Finetune",
+    "LearnedStatistics",
     "MeanDelta",
     "Method",
     "NeuralFunctionalEdit",

@@ -12,9 +12,9 @@ from pydantic import Field, JsonValue
 from nfopt.atomic import replacing
 from nfopt.checkpoints import save_checkpoint
 from nfopt.data import Split
-from nfopt.editing.editor import EditorConfig, WeightEditor, editor_checkpoint
+from nfopt.editing.editor import EditorConfig, StatisticsConfig, editor_checkpoint
 from nfopt.meta.editor_tasks import CLEAN, EditingNets, TaskShape
-from nfopt.meta.editor_trainer import EditorTrainer, EditorTrainerConfig
+from nfopt.meta.editor_trainer import EditorTrainer, EditorTrainerConfig, fresh_editor
 from nfopt.recipe.adapt.options import DomainName
 from nfopt.recipe.adapt.train_editor_options import NetsOptions, Pictures, TaskOptions, halves, trained_nets
 from nfopt.recipe.inputs import DataOptions, DeviceName, device_of
@@ -46,6 +46,7 @@ class TrainEditorRecipe(Recipe):
         domains: corruptions with severities that the editor learns on; "clean" is always among them.
         tasks: what a task is.
         editor: bounds and sizes of the editor.
+        statistics: bounds and sizes of a statistics editor, which is trained in the place of `editor`.
         training: how it is trained.
         device: "auto", "cpu", "cuda" or "cuda:0".
     """
@@ -56,16 +57,21 @@ class TrainEditorRecipe(Recipe):
     domains: Annotated[tuple[DomainName, ...], Field(min_length=1)]
     tasks: TaskOptions = Field(default_factory=TaskOptions)
     editor: Annotated[EditorConfig, record(EditorConfig)] = Field(default_factory=EditorConfig)
+    statistics: Annotated[StatisticsConfig, record(StatisticsConfig)] | None = None
     training: Annotated[EditorTrainerConfig, record(EditorTrainerConfig)] = Field(
         default_factory=EditorTrainerConfig
     )
     device: DeviceName = "auto"
 
+    def config(self) -> EditorConfig | StatisticsConfig:
+        """Return the configuration of the editor that is trained."""
+        return self.editor if self.statistics is None else self.statistics
+
 
 def plan_train_editor(recipe: TrainEditorRecipe) -> list[str]:
     """Return what a run would do."""
     judges = sum(nets.val for nets in recipe.nets.values())
-    weights = sum(p.numel() for p in WeightEditor(recipe.editor).parameters())
+    weights = sum(p.numel() for p in fresh_editor(recipe.config()).parameters())
     return [
         *(
             f"train {nets.train} + {nets.val} nets {name}: {nets.model.name}, {nets.total_steps} steps on "
@@ -85,7 +91,7 @@ def run_train_editor(recipe: TrainEditorRecipe, context: RunContext) -> JobResul
     """Train an editor of weights on nets shown corrupted images, and write its checkpoint."""
     best = context.folder / "best.safetensors"
     summary = context.piece("editor", lambda: _train(recipe, context, best))
-    editor = WeightEditor(recipe.editor)
+    editor = fresh_editor(recipe.config())
     editor.load_state_dict(load_state(best))
     card: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json", exclude={"output", "provenance"}),
@@ -147,7 +153,7 @@ def _train(recipe: TrainEditorRecipe, context: RunContext, best: Path) -> JsonVa
     shape = TaskShape(domains=tuple(dict.fromkeys([CLEAN, *recipe.domains])), **recipe.tasks.model_dump())
     trained = EditorTrainer(
         recipe.training,
-        recipe.editor,
+        recipe.config(),
         *sides,
         shape,
         state=context.state_file("editor"),
@@ -159,7 +165,7 @@ def _train(recipe: TrainEditorRecipe, context: RunContext, best: Path) -> JsonVa
         "unlearned_loss": trained.history[0][1],
         "loss": min(loss for _, loss in trained.history),
         "history": [list(pair) for pair in trained.history],
-        "editor": asdict(recipe.editor),
+        "editor": asdict(recipe.config()),
     }
 
 
