@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nfopt.errors import PruningError
+from nfopt.pruning.channels.constant_buffers import cut_constants
 from nfopt.pruning.channels.custom_sizes import update_custom
 from nfopt.pruning.channels.narrow_attention import NarrowAttention
 from nfopt.pruning.channels.subset import Kept, kept_positions
@@ -60,6 +61,7 @@ def update_attributes(model: nn.Module, spec: PermutationSpec, kept: Kept) -> No
         if not type(module).__module__.startswith("torch.nn.") and not isinstance(module, _PLAIN):
             above = name.rpartition(".")[0]
             around = _near(model.get_submodule(above), above, own) if name else []
+            cut_constants(module, part.axes, kept)
             update_custom(module, _near(module, name, own), around, kept)
 
 

@@ -41,7 +41,8 @@ def update_custom(module: nn.Module, axes: list[Axis], around: list[Axis], kept:
         around: those of the module that it is in, for numbers that are no size of its own.
         kept: for some groups the indices that remain.
     """
-    levels = [_numbers(axes, kept), _numbers(around, kept)]
+    heads = {value for key, value in vars(module).items() if key in HEAD_NAMES and isinstance(value, int)}
+    levels = [_numbers(axes, kept, heads), _numbers(around, kept, heads)]
     for key, value in list(vars(module).items()):
         if isinstance(value, int) and not isinstance(value, bool):
             found = (
@@ -51,7 +52,11 @@ def update_custom(module: nn.Module, axes: list[Axis], around: list[Axis], kept:
             if len(new) == 1:
                 setattr(module, key, next(iter(new)))
         elif _is_sizes(value):
-            sizes = _pieces(value, axes, kept) or _shape(key, value, levels[0][-1][1])
+            sizes = (
+                _pieces(value, axes, kept)
+                or _pieces(value, around, kept)
+                or _shape(key, value, levels[0][-1][1])
+            )
             if sizes is not None:
                 setattr(module, key, type(value)(sizes))
 
@@ -60,7 +65,7 @@ def _is_sizes(value: Any) -> TypeGuard[list[int] | tuple[int, ...]]:
     return type(value) in (list, tuple) and len(value) > 0 and all(type(each) is int for each in value)
 
 
-def _numbers(axes: list[Axis], kept: Kept) -> list[tuple[frozenset[str], _Sizes]]:
+def _numbers(axes: list[Axis], kept: Kept, heads_before: set[int]) -> list[tuple[frozenset[str], _Sizes]]:
     """Return for each kind of name the new sizes by the old ones."""
     heads: _Sizes = {}
     widths: _Sizes = {}
@@ -73,6 +78,9 @@ def _numbers(axes: list[Axis], kept: Kept) -> list[tuple[frozenset[str], _Sizes]
             if new != part.size:
                 (widths if part is axis else heads).setdefault(part.size, set()).add(new)
         for product in _products(axis):
+            # The stream may be a product too, of other factors.
+            if heads_before and all(factor.size not in heads_before for factor in product.factors):
+                continue
             inner.setdefault(product.size, set()).add(_new_size(product, kept))
     kinds = [
         (HEAD_NAMES, widths | heads),

@@ -286,6 +286,89 @@ class OneHeadSize(nn.Module):
         return self.head(torch.relu(self.proj(x.transpose(1, 2).flatten(2))).mean(1))
 
 
+class ZeroKeyBias(nn.Module):
+    """Keys whose bias is a buffer of zeros beside those of queries and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.num_heads, self.attn_dim = nn.Linear(3, 13), 5, 55
+        self.qkv, self.proj, self.head = nn.Linear(13, 165, bias=False), nn.Linear(55, 7), nn.Linear(7, 2)
+        self.q_bias, self.v_bias = nn.Parameter(torch.randn(55)), nn.Parameter(torch.randn(55))
+        self.register_buffer("k_bias", torch.zeros(55), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
+        x = nn.functional.linear(self.embed(x), self.qkv.weight, bias)
+        q, k, v = x.reshape(2, 7, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        x = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+        return self.head(torch.relu(self.proj(x.transpose(1, 2).reshape(2, 7, self.attn_dim))).mean(1))
+
+
+class BlurPool2d(nn.Module):
+    """timm's blur: one filter for every channel, or for any number of them."""
+
+    def __init__(self, channels: int | None) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("filt", torch.full((channels or 1, 1, 3, 3), 1 / 9), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = self.channels or x.shape[1]
+        weight = self.filt if self.channels else self.filt.expand(channels, 1, 3, 3)
+        return nn.functional.conv2d(x, weight, groups=channels)
+
+
+class Blurred(nn.Module):
+    """A convolution whose outputs are blurred."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.blur, self.head = nn.Conv2d(3, 14, 1), BlurPool2d(14), nn.Linear(14, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.blur(self.first(x))).mean((2, 3)))
+
+
+class Bands(nn.Module):
+    """Convolves one piece of its channels; the sizes of the pieces stand here, the whole is outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces, self.conv = (11, 5), nn.Conv2d(5, 5, 3, padding=1, groups=5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = torch.split(x, self.pieces, 1)
+        return torch.cat([a, self.conv(b)], 1)
+
+
+class BandsBlock(nn.Module):
+    """The pieces between norms that see them as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bands, self.norm = nn.Conv2d(3, 16, 1), Bands(), nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.bands(self.first(x)))).mean((2, 3)))
+
+
+class HeadsBesideAProduct(nn.Module):
+    """All heads together are as wide as a stream that is a product of other factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spread = nn.Conv1d(15, 30, 1, groups=15)
+        self.embed, self.num_heads, self.attn_dim = nn.Linear(3, 15), 5, 30
+        self.qkv, self.proj, self.head = nn.Linear(30, 90), nn.Linear(30, 30), nn.Linear(30, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.spread(self.embed(x).transpose(1, 2)).transpose(1, 2)
+        q, k, v = self.qkv(x).reshape(2, 7, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        y = torch.softmax(q @ k.transpose(-1, -2), -1) @ v
+        return self.head(torch.relu(x + self.proj(y.transpose(1, 2).reshape(2, 7, self.attn_dim))).mean(1))
+
+
 IMAGE = (2, 3, 5, 5)
 CASES: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "flatten": (Flat, IMAGE),
@@ -302,6 +385,10 @@ CASES: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
     "parts of channels": (Mixed, IMAGE),
     "gated": (Gated, (2, 7, 3)),
     "one head size": (OneHeadSize, (2, 7, 3)),
+    "zero bias of keys": (ZeroKeyBias, (2, 7, 3)),
+    "blur": (Blurred, IMAGE),
+    "pieces of what is outside": (BandsBlock, IMAGE),
+    "heads beside a product": (HeadsBesideAProduct, (2, 7, 3)),
 }
 
 
