@@ -74,6 +74,7 @@ class AdaptContestRecipe(Recipe):
         domains: the domains to test on.
         tuning_domains: the domains to tune on.
         images: numbers of target images.
+        draws: how many sets of target images each net is edited for.
         methods: by key, in the order of the tables.
         shots: labels per class for methods that learn from labels.
         one_sided: classes of the target images in the test of one-sided streams; null leaves it out.
@@ -89,6 +90,7 @@ class AdaptContestRecipe(Recipe):
     domains: Annotated[tuple[DomainName, ...], Field(min_length=1)]
     tuning_domains: Annotated[tuple[DomainName, ...], Field(min_length=1)]
     images: Annotated[tuple[Count, ...], Field(min_length=1)] = (16, 64)
+    draws: Count = 1
     methods: Annotated[dict[str, EntrantOptions], Field(min_length=1)]
     shots: Count = 5
     one_sided: Count | None = 2
@@ -117,7 +119,8 @@ def plan_adapt_contest(recipe: AdaptContestRecipe) -> list[str]:
         f"{', '.join(recipe.tuning_domains)}",
         *(f"  {key}: {count} settings" for key, count in tries.items()),
         f"edit {recipe.nets.train} nets in {len(recipe.domains)} domains: {', '.join(recipe.domains)}",
-        f"with {', '.join(map(str, recipe.images))} target images each",
+        f"with {', '.join(map(str, recipe.images))} target images each"
+        + (f", {recipe.draws} sets of them" if recipe.draws > 1 else ""),
     ]
 
 
@@ -248,25 +251,27 @@ def _contest(
     domains = [*recipe.domains, *([] if CLEAN in recipe.domains else [CLEAN])]
     sided = "" if stream.classes is None else f", {stream.classes} classes"
     task = f"edits from {stream.images} images{sided}"
-    total, done = len(domains) * len(arena.nets) * len(methods), 0
+    # Without an edit all sets of target images are alike.
+    sets = {key: 1 if key == UNEDITED else recipe.draws for key in methods}
+    total, done = len(domains) * len(arena.nets) * sum(sets.values()), 0
 
     def step() -> None:
         nonlocal done
         done += 1
         context.progress(Progress(task, done, total))
 
-    def compute(domain: str, key: str) -> JsonValue:
-        trials: list[Trial] = contest(
-            arena, {key: methods[key]}, [domain], stream, recipe.seed, after_trial=step
-        )
-        return [asdict(trial) for trial in trials]
+    def compute(domain: str, key: str, draw: int) -> JsonValue:
+        seed = derive_seed(recipe.seed, "draw", draw) if draw else recipe.seed
+        trials: list[Trial] = contest(arena, {key: methods[key]}, [domain], stream, seed, after_trial=step)
+        return [{**asdict(trial), "draw": draw} for trial in trials]
 
     rows: list[dict[str, Any]] = []
     for domain in domains:
         place = domain.replace(":", "").replace("+", "-")
         for number, key in enumerate(methods):
-            name = f"contest-{stream.images}-{stream.classes}-{place}-{number}"
-            rows += context.piece(name, partial(compute, domain, key))
+            for draw in range(sets[key]):
+                name = f"contest-{stream.images}-{stream.classes}-{place}-{number}-{draw}"
+                rows += context.piece(name, partial(compute, domain, key, draw))
     return rows
 
 

@@ -49,6 +49,17 @@ def test_every_method_edits_every_net_in_every_domain(recipe, tmp_path):
     assert (tmp_path / "out" / "contest.png").stat().st_size > 0
 
 
+def test_sets_of_target_images_are_drawn_anew_and_nets_are_averaged_over_them(recipe):
+    text = SMALL.replace("  nf: {method: nf}\n  finetune: {method: finetune, options: {steps: 2}}\n", "")
+    short = ("images=[7]", "one_sided=null", "stream=null", "draws=3", "oracle_steps=1")
+    found = run_recipe(recipe(*short, text=text)).result
+    edits = [t for t in found.results["trials"]["7"] if t["method"] == "bn" and t["domain"] == "contrast:3"]
+    assert [(t["net"], t["draw"]) for t in edits] == [(n, d) for d in range(3) for n in range(2)]
+    assert len({t["target"] for t in edits}) > 2  # not the same images again
+    mean = f"{100 * sum(t['target'] for t in edits) / 6:.1f}"
+    assert found.tables[0].rows[0][2] == mean
+
+
 def test_a_contest_that_was_stopped_is_not_begun_again(recipe, monkeypatch):
     from nfopt.recipe.adapt import contest as adapt_contest
 
@@ -65,7 +76,7 @@ def test_a_contest_that_was_stopped_is_not_begun_again(recipe, monkeypatch):
         ("source_count: [0.0, 8.0]", "source_cnt: [0.0]", "Did you mean 'source_count'"),
         ("source_count: [0.0, 8.0]", "source_count: [-1.0]", "at least 0"),
         ("  nf: {", "  oracle: {", "call the method otherwise"),
-        ("method: nf}", "method: fn}", "Known: bn, eata, finetune, nf"),
+        ("method: nf}", "method: fn}", "Known: bn, eata, finetune, nf, nf-bn"),
     ],
 )
 def test_faults_are_said_with_what_was_meant(tmp_path, old, new, says):
