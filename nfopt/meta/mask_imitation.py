@@ -33,23 +33,25 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class ImitationConfig:
-    """How the network imitates: Adam, its learning rate falling to zero along a line.
+    """How the network imitates: AdamW, its learning rate falling to zero along a line.
 
     Attributes:
         steps: steps, of one net of each of several tasks.
         lr: learning rate of the first step.
         decay: pull of the ranking to zero, on its mean square.
+        weight_decay: AdamW's, on the network's weights.
         seed: order of the nets.
     """
 
     steps: int = 300
     lr: float = 1e-2
     decay: float = 1e-3
+    weight_decay: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.lr <= 0 or self.decay < 0:
-            raise NfoptError(f"imitation needs steps >= 1, lr > 0 and decay >= 0, not {self}.")
+        if self.steps < 1 or self.lr <= 0 or min(self.decay, self.weight_decay) < 0:
+            raise NfoptError(f"imitation needs steps >= 1, lr > 0 and both decays >= 0, not {self}.")
 
 
 def imitation_loss(proposal: MaskProposal, ticket: Ticket) -> Tensor:
@@ -91,7 +93,8 @@ def imitate(
         state_file: where the unfinished state is kept; if it exists the training goes on from there.
         progress: hears how far it is.
     """
-    optimizer = torch.optim.Adam(network.ranking.parameters(), lr=config.lr)
+    learned = [p for p in network.ranking.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=config.lr, weight_decay=config.weight_decay)
     losses: list[float] = []
     if state_file is not None and state_file.is_file():
         state = load_state(state_file)
@@ -111,7 +114,7 @@ def imitate(
             loss = (imitation_loss(proposal, ticket) + config.decay * size) / len(tickets)
             loss.backward()
             total += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(network.ranking.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         losses.append(total)
         if state_file is not None and len(losses) % SAVE_EVERY == 0:

@@ -95,3 +95,14 @@ def test_what_survives_iterative_pruning_is_nested_and_has_the_asked_counts():
 def test_held_out_data_are_refused():
     with pytest.raises(DataError, match="held out"):
         MaskTask("fashion_mnist").data()
+
+
+def test_what_is_frozen_stays_and_the_exchange_beside_it_learns():
+    found = ticket(lambda name, m: (m < m.quantile(0.3)).long())
+    config = MaskNetworkConfig(channels=5, element_channels=3, look_ahead_steps=3, added_exchange=True)
+    network = MaskNetwork(config, torch.Generator().manual_seed(0))
+    network.begin_at(MaskNetwork(MaskNetworkConfig(channels=5, pointwise=True)))
+    before = {name: value.clone() for name, value in network.ranking.pointwise.state_dict().items()}
+    losses = imitate(network, {"task": [found]}, ImitationConfig(60, lr=3e-2, weight_decay=1e-2))
+    assert losses[-1] < losses[0] - 0.3
+    assert all(torch.equal(v, before[n]) for n, v in network.ranking.pointwise.state_dict().items())

@@ -1,7 +1,7 @@
 """MaskNetwork: from a model's weights and gradients to how its elements rank and what each layer keeps."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class MaskNetworkConfig:
         rounds: rounds of scoring and pruning, as for SynFlow.
         pointwise: True lets every weight be judged by its own features and its tensor's alone (the ablation
             of the exchange between neurons).
+        added_exchange: True adds the network whose neurons exchange to the pointwise one, from zero on.
     """
 
     channels: int = 16
@@ -46,12 +47,15 @@ class MaskNetworkConfig:
     look_ahead_lr: float = LR
     rounds: int = 30
     pointwise: bool = False
+    added_exchange: bool = False
 
     def __post_init__(self) -> None:
-        least = {"look_ahead_steps": 0, "pointwise": 0}
+        least = {"look_ahead_steps": 0, "pointwise": 0, "added_exchange": 0}
         for name, value in asdict(self).items():
             if not value >= least.get(name, 1 if isinstance(value, int) else 0.0):
                 raise PruningError(f"MaskNetworkConfig.{name} is {value!r}, which is too small.")
+        if self.pointwise and self.added_exchange:
+            raise PruningError("a mask network is pointwise or has an exchange added to it, not both.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +79,9 @@ class MaskNetwork(nn.Module):
         allocation  a = bounded(linear in the tensor's inputs)
 
     The network's weights belong to roles, never to a layer: a `RoleTiedNetwork`, in which neurons exchange,
-    or `PointwiseRanking`. Both heads begin at zero, where the mask is SynFlow's. Renumbering neurons
-    renumbers `ranking` and leaves `allocation` alone; the same weights serve every architecture and width.
+    `PointwiseRanking`, or the sum of both. Both heads begin at zero, where the mask is SynFlow's. Renumbering
+    neurons renumbers `ranking` and leaves `allocation` alone; the same weights serve every architecture and
+    width.
 
     Args:
         config: sizes.
@@ -86,13 +91,30 @@ class MaskNetwork(nn.Module):
     def __init__(self, config: MaskNetworkConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.ranking = (
-            PointwiseRanking(config.channels, generator)
-            if config.pointwise
-            else _exchanging(config, generator)
-        )
+        self.ranking = _ranking(config, generator)
         self.gain = nn.Parameter(torch.ones(()))
         self.allocation = nn.Parameter(torch.zeros(len(TENSOR_INPUTS)))
+
+    def begin_at(self, trained: "MaskNetwork") -> None:
+        """Take over a pointwise network, frozen, as the part that the exchange is added to.
+
+        Raises:
+            PruningError: this one has no such part, or the other is not pointwise or of another width.
+        """
+        if not (isinstance(self.ranking, AddedExchange) and isinstance(trained.ranking, PointwiseRanking)):
+            raise PruningError(
+                "only a network with added_exchange can begin at another, and only at a pointwise one."
+            )
+        if trained.config.channels != self.config.channels:
+            raise PruningError(
+                f"a network of {self.config.channels} channels cannot begin at one of "
+                f"{trained.config.channels}."
+            )
+        self.ranking.pointwise.load_state_dict(trained.ranking.state_dict())
+        self.ranking.pointwise.requires_grad_(False)
+        with torch.no_grad():
+            self.gain.copy_(trained.gain)
+            self.allocation.copy_(trained.allocation)
 
     def forward(self, inputs: MaskInputs) -> MaskProposal:
         """Return both residuals for the tensors that are scored."""
@@ -130,8 +152,34 @@ class PointwiseRanking(nn.Module):
         return RoleTiedOutput(features.plan.from_blocks(blocks, channels=True), {}, features.tensors[..., :0])
 
 
-def _pointwise(config: MaskNetworkConfig, generator: torch.Generator | None) -> PointwiseRanking:
-    return PointwiseRanking(config.channels, generator)
+class AddedExchange(nn.Module):
+    """A pointwise ranking, and what neurons that exchange add to it: nothing at first.
+
+    Args:
+        pointwise: the one part.
+        exchanging: the other, which writes zeros.
+    """
+
+    def __init__(self, pointwise: PointwiseRanking, exchanging: RoleTiedNetwork) -> None:
+        super().__init__()
+        self.pointwise = pointwise
+        self.exchanging = exchanging
+
+    def forward(self, features: FeatureBlocks) -> RoleTiedOutput:
+        """Return what both say of every element together, and what the exchange says of neurons."""
+        alone, more = self.pointwise(features), self.exchanging(features)
+        elements = {name: value + more.elements[name] for name, value in alone.elements.items()}
+        return replace(more, elements=elements)
+
+
+def _ranking(
+    config: MaskNetworkConfig, generator: torch.Generator | None
+) -> PointwiseRanking | RoleTiedNetwork | AddedExchange:
+    if config.pointwise:
+        return PointwiseRanking(config.channels, generator)
+    if config.added_exchange:
+        return AddedExchange(PointwiseRanking(config.channels, generator), _exchanging(config, generator))
+    return _exchanging(config, generator)
 
 
 def _exchanging(config: MaskNetworkConfig, generator: torch.Generator | None) -> RoleTiedNetwork:

@@ -44,6 +44,8 @@ class TrainMaskRecipe(Recipe):
         nets: nets of each task whose pruning is imitated; one more is kept aside to be looked at.
         survivors: kept fractions after each round of the iterative magnitude pruning that is imitated.
         network: sizes of the network.
+        start: a checkpoint's name or path: a pointwise network, kept as it is, to which `network` with
+            added_exchange adds.
         imitation: how it imitates.
         search: how its gain and its allocation are searched by trained loss.
         comparison_nets: fresh nets of each task on which SynFlow, the imitation and the outcome of the search
@@ -57,6 +59,7 @@ class TrainMaskRecipe(Recipe):
     network: Annotated[MaskNetworkConfig, record(MaskNetworkConfig)] = Field(
         default_factory=MaskNetworkConfig
     )
+    start: str | None = None
     imitation: Annotated[ImitationConfig, record(ImitationConfig)] = Field(default_factory=ImitationConfig)
     search: Annotated[SearchConfig, record(SearchConfig)] = Field(default_factory=SearchConfig)
     comparison_nets: Count = 1
@@ -150,6 +153,8 @@ def _imitated(recipe: TrainMaskRecipe, context: RunContext) -> tuple[MaskNetwork
     """Return the network after imitation, with the fit of each task's held-back net before and after."""
     file = context.folder / "imitation.safetensors"
     network = MaskNetwork(recipe.network, torch.Generator().manual_seed(recipe.seed))
+    if recipe.start is not None:
+        network.begin_at(read_network(recipe.start))
     if not file.is_file():
         tickets = _tickets(recipe, context)
         before = {name: _fit(network, nets[-1]) for name, nets in tickets.items()}

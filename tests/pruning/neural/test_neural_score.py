@@ -130,6 +130,37 @@ def test_the_pointwise_ablation_is_equivariant_and_deaf_to_the_other_weights():
     assert not torch.equal(exchanging.raw_ranking(inputs)["2.weight"][1:], heard[1:])
 
 
+ADDED = MaskNetworkConfig(channels=5, element_channels=3, look_ahead_steps=0, rounds=3, added_exchange=True)
+
+
+def test_an_exchange_that_is_added_says_what_the_pointwise_network_says_until_it_has_learned():
+    model = mlp(dtype=torch.float64)
+    network = MaskNetwork(ADDED, torch.Generator().manual_seed(1)).double()
+    alone = loud(MaskNetworkConfig(channels=5, look_ahead_steps=0, rounds=3, pointwise=True))
+    network.begin_at(alone)
+    for name, ranking in proposal(alone, model).ranking.items():
+        assert torch.equal(proposal(network, model).ranking[name], ranking)
+    inputs = read_model(context(model), look_ahead_steps=0, look_ahead_lr=3e-3)
+    with torch.no_grad():
+        network.ranking.exchanging.element_out.weight.normal_(generator=torch.Generator().manual_seed(2))
+    before = network.raw_ranking(inputs)["2.weight"].detach().clone()
+    place = [block.tensor for block in inputs.features.plan.blocks].index("2.weight")
+    inputs.features.elements[place][0] += 1.0
+    assert not torch.equal(network.raw_ranking(inputs)["2.weight"][1:], before[1:])
+
+
+def test_beginning_at_what_is_not_pointwise_or_of_other_width_is_refused():
+    network = MaskNetwork(ADDED)
+    wider = MaskNetwork(MaskNetworkConfig(channels=7, pointwise=True))
+    for other, message in ((MaskNetwork(SMALL), "only at a pointwise"), (wider, "cannot begin at one of 7")):
+        with pytest.raises(PruningError, match=message):
+            network.begin_at(other)
+    with pytest.raises(PruningError, match="only a network with added_exchange"):
+        MaskNetwork(SMALL).begin_at(wider)
+    with pytest.raises(PruningError, match="not both"):
+        MaskNetworkConfig(pointwise=True, added_exchange=True)
+
+
 def test_a_network_that_is_tied_to_positions_would_be_found_out():
     model, order = mlp(dtype=torch.float64), torch.tensor([3, 1, 6, 0, 5, 2, 4])
     plain = proposal(loud(), model).ranking["0.weight"] + torch.arange(7.0)[:, None]

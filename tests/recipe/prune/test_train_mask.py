@@ -81,3 +81,15 @@ def test_the_smoke_recipe_teaches_a_network_that_predicts_survival(tmp_path):
     outcome = run_recipe(load_recipe(file, [f"output={tmp_path / 'out'}"]))
     for fit in outcome.result.results["imitation"].values():
         assert fit["after"] < fit["before"]
+
+
+def test_an_exchange_can_be_added_to_a_pointwise_network_of_a_checkpoint(tmp_path):
+    alone = run_recipe(
+        load(tmp_path, "network.pointwise=true", "search.generations=0", f"output={tmp_path / 'alone'}")
+    )
+    start = alone.folder / "mask.safetensors"
+    both = run_recipe(load(tmp_path, "network.added_exchange=true", "search.generations=0", f"start={start}"))
+    pointwise = load_trained(alone.folder).ranking.state_dict()
+    kept = load_trained(both.folder).ranking.pointwise.state_dict()
+    assert pointwise.keys() == kept.keys()
+    assert all(torch.equal(value, kept[name]) for name, value in pointwise.items())
