@@ -3,7 +3,7 @@ import torch
 
 from nfopt.errors import UnknownNameError
 from nfopt.experiments.question import ExperimentError, Question, flatten
-from nfopt.experiments.readers import READERS, check_readers, parameter_count
+from nfopt.experiments.readers import READERS, check_readers, neuron_tokens, parameter_count
 from nfopt.experiments.readers.functional import without
 from nfopt.experiments.readers.statnn import weight_statistics
 from nfopt.nn import SECTORS
@@ -52,7 +52,7 @@ def test_every_reader_answers_in_the_form_asked_for_and_every_weight_of_it_is_tr
     assert not idle or name.startswith("role_tied")
 
 
-@pytest.mark.parametrize("name", sorted(set(READERS) - {"probes"}))
+@pytest.mark.parametrize("name", sorted(name for name in READERS if not READERS[name].probes))
 def test_every_reader_reads_convolutional_nets_with_norms_too(name):
     entry, conv = READERS[name], conv_question(outputs=2)
     if "invariant" in entry.heads:
@@ -63,12 +63,47 @@ def test_every_reader_reads_convolutional_nets_with_norms_too(name):
 
 
 @pytest.mark.parametrize(
-    "name", [*EQUIVARIANT, "statnn", "role_tied_readout", *map("dws_without_{}".format, SECTORS)]
+    "name",
+    [
+        *EQUIVARIANT,
+        "statnn",
+        "role_tied_readout",
+        "neuron_tokens",
+        "neuron_tokens_probes",
+        *map("dws_without_{}".format, SECTORS),
+    ],
 )
 def test_renumbering_neurons_changes_no_vector_of_an_invariant_reader(name):
     network, nets = made(name), random_nets(SPEC, 5)
     network.fit_statistics(nets)
     torch.testing.assert_close(network(permuted(SPEC, nets)), network(nets), rtol=1e-9, atol=1e-9)
+
+
+def test_a_neurons_token_takes_its_weights_together_and_not_one_by_one():
+    """Nets whose biases changed places have the same weights layer by layer, but are told apart."""
+    network, nets = made("neuron_tokens"), random_nets(SPEC, 5)
+    network.fit_statistics(nets)
+    swapped = {**nets, "0.bias": nets["0.bias"].flip(1)}
+    assert not torch.allclose(network(swapped), network(nets), rtol=1e-3)
+
+
+def test_tokens_beside_probes_begin_silent():
+    network, nets = made("neuron_tokens_probes"), random_nets(SPEC, 5)
+    network.fit_statistics(nets)
+    torch.testing.assert_close(network(nets), network.probes(nets), rtol=0, atol=0)
+    torch.nn.init.ones_(network.tokens.head.weights[-1])
+    assert not torch.allclose(network(nets), network.probes(nets), rtol=1e-3)
+
+
+@pytest.mark.parametrize("head", ["small", "wide"])
+def test_wide_fixed_dimensions_have_tokens_and_are_told_apart(head, monkeypatch):
+    monkeypatch.setattr(neuron_tokens, "WIDE", 1 if head == "wide" else 64)
+    network, nets = made("neuron_tokens"), random_nets(SPEC, 5)
+    assert bool(len(network.wide)) == (head == "wide")
+    network.fit_statistics(nets)
+    torch.testing.assert_close(network(permuted(SPEC, nets)), network(nets), rtol=1e-9, atol=1e-9)
+    turned = {**nets, "0.weight": nets["0.weight"].flip(2)}
+    assert not torch.allclose(network(turned), network(nets), rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", [name for name, head in pairs() if head == "equivariant"])
@@ -103,8 +138,10 @@ def test_the_answer_about_a_net_does_not_depend_on_the_nets_beside_it(name):
     torch.testing.assert_close(network(nets)[2:3], alone, rtol=1e-9, atol=1e-9)
 
 
-# The others read the nets' own scale.
-@pytest.mark.parametrize("name", sorted(set(READERS) - {"probes", "role_tied", "role_tied_readout"}))
+# The role-tied ones read the nets' own scale, and probes run nets that would be others.
+@pytest.mark.parametrize(
+    "name", sorted(n for n in READERS if not READERS[n].probes and not n.startswith("role_tied"))
+)
 def test_standardised_inputs_make_readers_blind_to_the_units_of_a_zoo(name):
     nets = random_nets(SPEC, 11)
     network = made(name).eval()

@@ -1,7 +1,16 @@
 """Readers: every network of the field that reads weights, behind one interface."""
 
 # The readers enter themselves.
-from nfopt.experiments.readers import functional, inr2vec, mlp, probes, role_tied, statnn, transformer
+from nfopt.experiments.readers import (
+    functional,
+    inr2vec,
+    mlp,
+    neuron_tokens,
+    probes,
+    role_tied,
+    statnn,
+    transformer,
+)
 from nfopt.experiments.readers.reader import (
     READERS,
     Preparation,
@@ -21,6 +30,7 @@ __all__ = [
     "functional",
     "inr2vec",
     "mlp",
+    "neuron_tokens",
     "parameter_count",
     "probes",
     "reader",
