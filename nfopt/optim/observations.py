@@ -97,8 +97,8 @@ def static_features(
     table = []
     for name, layout in zip(incidence.names, incidence.layouts, strict=True):
         entry = spec.tensors[spec.aliases.get(name, name)]
-        fixed_in = [spec.fixed.get(atom) for atom in _atom_names(entry.axes, layout.in_dims)]
-        fixed_out = [spec.fixed.get(atom) for atom in _atom_names(entry.axes, layout.out_dims)]
+        fixed_in = [spec.fixed.get(atom, "") for atom in _atom_names(entry.axes, layout.in_dims)]
+        fixed_out = [spec.fixed.get(atom, "") for atom in _atom_names(entry.axes, layout.out_dims)]
         table.append(
             [
                 2 * entry.depth - 1,
@@ -106,8 +106,8 @@ def static_features(
                 log(max(layout.out_size, 1)) / 4 - 1,
                 float(name in matrices),
                 float(layout.rest_size > 1),
-                float(name in matrices and "model input" in fixed_in),
-                float("model output" in fixed_out),
+                float(name in matrices and _says(fixed_in, "model input")),
+                float(_says(fixed_out, "model output")),
                 1.0,
             ]
         )
@@ -264,6 +264,11 @@ def _evenness(pooled: Pooled, incidence: Incidence) -> Float[Tensor, "*batch ten
     relative = (pooled.entries / unit).square()[..., None]
     spread = mean_into(relative, incidence.entry_pool, incidence.pool_degree)
     return 1.0 / spread.clamp(min=1.0).unflatten(-2, (len(incidence.names), 2))[..., 0]
+
+
+def _says(reasons: Sequence[str], what: str) -> bool:
+    """Whether one of the reasons why atoms are fixed is `what`, with or without a name behind it."""
+    return any(reason.startswith(what) for reason in reasons)
 
 
 def _atom_names(axes: tuple[Axis, ...], dims: tuple[int, ...]) -> list[str]:

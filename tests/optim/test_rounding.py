@@ -105,4 +105,5 @@ def test_a_training_with_products_in_bfloat16_ends_where_the_full_one_does() -> 
         model = mlp()
         ends.append(take_steps(model, build(model, total_steps=60, matmul_dtype=dtype), 60))
     assert ends[1] != ends[0]
-    assert ends[1][-1] == pytest.approx(ends[0][-1], rel=0.05)
+    assert ends[0][-1] < 0.01 * ends[0][0]
+    assert ends[1][-1] == pytest.approx(ends[0][-1], rel=0.25)  # the loss falls a thousandfold
