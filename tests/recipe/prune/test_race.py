@@ -132,6 +132,8 @@ def test_every_kind_of_fault_is_found(tmp_path, override, part):
         "prune_ticket_resnet",
         "prune_core",
         "prune_core_cnn",
+        "prune_core_resnet",
+        "prune_ticket95",
         "prune_core_mnist",
         "prune_long",
         "prune_ticket_smoke",

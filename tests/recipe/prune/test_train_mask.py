@@ -68,7 +68,14 @@ def test_every_kind_of_fault_is_found(tmp_path, override, part):
 
 @pytest.mark.parametrize(
     "name",
-    ["train_mask", "train_mask_smoke", "train_mask_exchange", "train_mask_at_init", "train_mask_ticket95"],
+    [
+        "train_mask",
+        "train_mask_smoke",
+        "train_mask_exchange",
+        "train_mask_added",
+        "train_mask_at_init",
+        "train_mask_ticket95",
+    ],
 )
 def test_the_recipes_that_come_along_have_no_faults(name):
     file = Path(__file__).parents[3] / "recipes" / f"{name}.yaml"
