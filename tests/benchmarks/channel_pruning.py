@@ -10,6 +10,7 @@ already is skipped, `--again nfopt` measures one library anew and the last resul
 
 import argparse
 import copy
+import gc
 import json
 import resource
 import signal
@@ -336,6 +337,7 @@ def main() -> None:
             if known or (arguments.families and family not in arguments.families):
                 continue
             row = rows[family, library] = measure(family, name, library, arguments.limit)
+            gc.collect()  # cycles of one model are not to count as the next one's memory
             with arguments.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             sys.stderr.write(json.dumps(row)[:400] + "\n")
