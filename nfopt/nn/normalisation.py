@@ -14,6 +14,7 @@ from nfopt.nn.layout import LayoutError, WeightLayout, check_channels
 Over: TypeAlias = Literal["element", "tensor"]
 _EPSILON = 1e-6
 _VARIANCE_FLOOR = 1e-8
+_FARTHEST = 10.0
 
 
 class WeightSpaceNorm(nn.Module):
@@ -164,6 +165,10 @@ class BatchStandardiser(nn.Module):
     batch, afterwards running means of them (Ioffe and Szegedy 2015, arXiv 1502.03167); answers about a net
     then depend on no other. A batch of a single net is standardised by the running means.
 
+    What comes out is kept within -10 .. 10, which a batch of up to 101 nets never leaves. A unit that is
+    silent for every net of the training but not for some other would answer in the thousands there. Infinity
+    stays.
+
     Args:
         features: length of the vector of a net.
     """
@@ -189,6 +194,8 @@ class BatchStandardiser(nn.Module):
         """Return the standardised features."""
         rows = pooled.reshape(-1, pooled.shape[-1])
         by_batch = self.training and len(rows) > 1
-        return F.batch_norm(
+        standard = F.batch_norm(
             rows, self.running_mean, self.running_var, training=by_batch, momentum=0.1, eps=_VARIANCE_FLOOR
-        ).reshape(pooled.shape)
+        )
+        kept = torch.where(standard.isinf(), standard, standard.clamp(-_FARTHEST, _FARTHEST))
+        return kept.reshape(pooled.shape)

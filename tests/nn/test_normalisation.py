@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from nfopt.errors import UnknownNameError
 from nfopt.nn import ChannelDropout, LayoutError, WeightSpaceNorm, WeightStandardiser, weight_layout
+from nfopt.nn.normalisation import BatchStandardiser
 from nfopt.testing import assert_equivariant
 from tests.hand_specs import SPECS
 from tests.nn.spec_bound import LAWS, law_spec, law_tensors, layouts, on_tensors, random_values
@@ -108,3 +109,23 @@ def test_bad_input_is_refused():
         WeightSpaceNorm(layout, 1, "elements")  # pyright: ignore[reportArgumentType]
     with pytest.raises(LayoutError, match="another spec"):
         WeightSpaceNorm(layout, 1)(random_values(weight_layout(SPECS["rnn"])))
+
+
+def test_a_unit_that_was_silent_for_the_nets_of_the_training_does_not_drown_all_others_afterwards():
+    standardiser = BatchStandardiser(3).double()
+    pooled = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)).double()
+    pooled[:, 1] = 0
+    for _ in range(200):
+        standardiser(pooled)
+    found = standardiser.eval()(torch.ones(1, 3).double())
+    assert found.abs().max() == 10 and found[0, 1] == 10
+
+
+def test_no_net_of_a_batch_is_ever_too_far_off_and_infinity_stays():
+    standardiser = BatchStandardiser(1).double()
+    one_hot = torch.zeros(101, 1, dtype=torch.double)
+    one_hot[7] = 1
+    found = standardiser(one_hot)
+    assert_close(found[7], torch.tensor([10.0]).double(), rtol=1e-4, atol=0)
+    assert_close(found[8], torch.tensor([-0.1]).double(), rtol=1e-4, atol=0)
+    assert standardiser.eval()(torch.tensor([[torch.inf]]).double()).isinf().all()
