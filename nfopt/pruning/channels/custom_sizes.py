@@ -11,11 +11,11 @@ from nfopt.symmetry.axes import atoms_of
 # Heads and hidden widths are often as many as something else is wide, so that for them only what has changed
 # is looked at, and for heads first what is a factor of something.
 HEAD_NAMES = frozenset({"num_heads", "heads", "n_heads", "num_attention_heads", "nh"})
-WIDTH_NAMES = frozenset({"hidden_dim", "hidden_features", "nh_kd", "d_inner", "dh"})
+WIDTH_NAMES = frozenset({"hidden_dim", "hidden_features", "nh_kd", "d_inner", "dh", "state_dim"})
 # The width of all heads together is a product of heads and channels, and often that of the stream as well.
 INNER_NAMES = frozenset(
     {"all_head_dim", "all_head_size", "attn_dim", "inner_dim"}
-    | {"key_attn_dim", "out_dim_attn", "qk_total_dim", "val_attn_dim"}
+    | {"key_attn_dim", "o_proj_inpdim", "out_dim_attn", "qk_total_dim", "val_attn_dim"}
 )
 SIZE_NAMES = frozenset(
     {"attn_head_dim", "attention_head_size", "head_dim", "key_dim", "val_dim", "dim_head", "dim", "embed_dim"}
