@@ -28,6 +28,8 @@ from nfopt.statefile import load_state, save_state
 
 Uses = Literal["weights", "images", "labels"]
 Editor = WeightEditor | StatisticsEditor
+SHARPNESS = 4.0
+"""RMS of the centred logits from which the expected error is taken."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class EditorTrainerConfig:
         weight_decay: of AdamW.
         max_norm: gradients are shortened to that norm.
         source_weight: weight of the edited nets' loss on clean images, against forgetting.
+        objective: what is minimised on test images: "cross-entropy", or "error", the expected error at a
+            fixed RMS of the logits, which does not reward a net for being less sure.
         uses: what the editor is shown, one drawn for each step.
         average: decay of the average of the editor's weights, which is what is kept.
         check_every: steps between looks at the validation nets.
@@ -55,6 +59,7 @@ class EditorTrainerConfig:
     weight_decay: float = 1e-4
     max_norm: float = 1.0
     source_weight: float = 0.1
+    objective: Literal["cross-entropy", "error"] = "cross-entropy"
     uses: tuple[Uses, ...] = ("images",)
     average: float = 0.99
     check_every: int = 100
@@ -75,6 +80,8 @@ class EditorTrainerConfig:
         for name in ("weight_decay", "source_weight"):
             if not getattr(self, name) >= 0:
                 raise NfoptError(f"{name} of an editor's training is {getattr(self, name)}; give 0 or more.")
+        if self.objective not in ("cross-entropy", "error"):
+            raise NfoptError(f"objective is 'cross-entropy' or 'error', not {self.objective!r}.")
         if not self.uses or set(self.uses) - {"weights", "images", "labels"}:
             raise NfoptError(f"uses are 'weights', 'images' and 'labels', at least one, not {self.uses}.")
         if not 0 <= self.average < 1:
@@ -104,7 +111,12 @@ def fresh_editor(config: EditorConfig | StatisticsConfig, generator: torch.Gener
 
 
 def editing_loss(
-    editor: Editor, nets: EditingNets, batch: EditingBatch, uses: Uses, source_weight: float = 0.0
+    editor: Editor,
+    nets: EditingNets,
+    batch: EditingBatch,
+    uses: Uses,
+    source_weight: float = 0.0,
+    objective: Literal["cross-entropy", "error"] = "cross-entropy",
 ) -> tuple[Float[Tensor, " nets"], Float[Tensor, " nets"]]:
     """Return each edited net's loss on test images of its domain, with the clean term, and its accuracy."""
     forward = nets.forward
@@ -116,11 +128,12 @@ def editing_loss(
             targets = Targets(batch.targets.images, batch.targets.labels if uses == "labels" else None)
         edited = edited_tensors(editor, forward, nets.spec, batch.tensors, targets, nets.image_shape)
     logits, _ = forward(edited, batch.test_images)
-    losses = _cross_entropy(logits, batch.test_labels)
+    score = _cross_entropy if objective == "cross-entropy" else _expected_error
+    losses = score(logits, batch.test_labels)
     hits = (logits.detach().argmax(-1) == batch.test_labels).float().mean(-1)
     if source_weight > 0:
         clean, _ = forward(edited, batch.clean_images)
-        losses = losses + source_weight * _cross_entropy(clean, batch.test_labels)
+        losses = losses + source_weight * score(clean, batch.test_labels)
     return losses, hits
 
 
@@ -157,6 +170,8 @@ class EditorTrainer:
             raise NfoptError(
                 f"a statistics editor looks at images alone; give uses: [images], not {list(config.uses)}."
             )
+        if isinstance(editor, StatisticsConfig) and not all(nets.forward.norms for nets in (*train, *val)):
+            raise NfoptError("a statistics editor learns on nets with BatchNorm; some of these have none.")
         self.config, self.train, self.val, self.shape = config, train, val, shape
         self.state, self.progress = state, progress
         device = next(iter(train[0].tensors.values())).device
@@ -199,7 +214,7 @@ class EditorTrainer:
         warm = min(1.0, 20 * (step + 1) / config.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * warm * (1 + cos(pi * step / config.total_steps)) / 2
-        losses, _ = editing_loss(self.editor, nets, batch, uses, config.source_weight)
+        losses, _ = editing_loss(self.editor, nets, batch, uses, config.source_weight, config.objective)
         loss = losses.mean()
         self.optimizer.zero_grad()
         loss.backward()
@@ -229,7 +244,10 @@ class EditorTrainer:
             uses = self.config.uses[number % len(self.config.uses)]
             draw = generator(self.config.seed, "validation", number)
             batch = draw_batch(nets, self.shape, self.config.nets, draw)
-            losses.append(editing_loss(probe, nets, batch, uses, self.config.source_weight)[0].mean())
+            found, _ = editing_loss(
+                probe, nets, batch, uses, self.config.source_weight, self.config.objective
+            )
+            losses.append(found.mean())
         return float(torch.stack(losses).mean())
 
     def _save(self, step: int) -> None:
@@ -267,3 +285,11 @@ class EditorTrainer:
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Float[Tensor, " nets"]:
     losses = functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
     return losses.view_as(labels).mean(-1)
+
+
+def _expected_error(logits: Tensor, labels: Tensor) -> Float[Tensor, " nets"]:
+    """Return the mean probability of a wrong class, with each net's logits brought to one RMS."""
+    centred = logits.float() - logits.float().mean(-1, keepdim=True)
+    size = centred.square().mean((-2, -1), keepdim=True).sqrt()
+    shares = (SHARPNESS * centred / size.clamp_min(1e-6)).softmax(-1)
+    return 1 - shares.gather(-1, labels.unsqueeze(-1)).squeeze(-1).mean(-1)

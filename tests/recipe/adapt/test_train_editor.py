@@ -1,6 +1,7 @@
 import pytest
 
-from nfopt.editing.editor import read_editor
+from nfopt.editing import METHODS
+from nfopt.editing.editor import read_editor, read_statistics_editor
 from nfopt.errors import NfoptError
 from nfopt.meta import editor_trainer
 from nfopt.recipe import load_recipe, recipe_faults, run_recipe
@@ -49,6 +50,20 @@ def test_a_training_that_was_killed_goes_on_to_the_same_editor(recipe, tmp_path,
     loaded = read_editor(tmp_path / "stopped" / "checkpoint.safetensors")
     assert loaded.uses == ("images", "labels")
     assert (tmp_path / "stopped" / "training.png").stat().st_size > 0
+
+
+def test_a_recipe_with_statistics_writes_an_editor_for_nf_bn(tmp_path):
+    text = SMALL.replace(
+        "editor: {rounds: 2, channels: 3, element_channels: 2, layers: 1}", "statistics: {width: 5}"
+    )
+    text = text.replace(
+        "  plain: {model: {name: mlp, options: {hidden: [7]}}, train: 2, val: 1, total_steps: 3}\n", ""
+    )
+    text = text.replace(", uses: [images, labels]", ", objective: error")
+    (tmp_path / "editor.yaml").write_text(text)
+    run_recipe(load_recipe(tmp_path / "editor.yaml", [f"output={tmp_path / 'out'}"]))
+    method = METHODS["nf-bn"](checkpoint=str(tmp_path / "out" / "checkpoint.safetensors"))
+    assert read_statistics_editor(method.checkpoint).editor.config.width == 5
 
 
 def test_nets_of_several_data_sets_teach_one_editor(tmp_path):
