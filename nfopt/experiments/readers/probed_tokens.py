@@ -1,4 +1,4 @@
-"""Probed tokens: what neuron tokens read off the weights, added to what learned probes read off the functions."""
+"""Probed tokens: neuron tokens read the weights of a net, learned probes its function, and both are added."""
 
 import torch
 from torch import Tensor, nn
