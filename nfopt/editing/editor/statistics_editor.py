@@ -32,20 +32,29 @@ class StatisticsConfig:
         blend: largest change of the logit of a share of target statistics, from the nominal one.
         shift: largest further change of a mean, in deviations.
         scale: largest further change of the logarithm of a deviation.
+        geometric: whether variances are blended by their logarithms: a target of little contrast, whose
+            variances are a hundredth of the source's, then counts as much as one of too much.
         width: of the hidden layers.
         memory: numbers that one layer hands on to the next.
     """
 
-    source_count: float = 4.0
+    source_count: float = 8.0
     blend: float = 6.0
-    shift: float = 0.3
-    scale: float = 0.3
+    shift: float = 0.0
+    scale: float = 0.0
+    geometric: bool = True
     width: int = 32
     memory: int = 8
 
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
+            if isinstance(each.default, bool):
+                if not isinstance(value, bool):
+                    raise EditingError(
+                        f"{each.name} of the statistics editor is {value!r}, not true or false."
+                    )
+                continue
             if isinstance(each.default, int) and (not isinstance(value, int) or value < 1):
                 raise EditingError(f"{each.name} of the statistics editor is {value!r}; give 1 or more.")
             if not (math.isfinite(value) and value >= 0):
@@ -64,8 +73,8 @@ class StatisticsEditor(nn.Module):
         variance = v'' exp(2 scale tanh(o_3)),    v'' = v + a' (v' - v)
         a = sigmoid(logit n/(n + source_count) + blend tanh(o_0 / blend))
 
-    for n images, and a' likewise of o_1. Since a layer scales and shifts what it has
-    normalised, any change of its scale and shift is such a change of statistics, too.
+    for n images, and a' likewise of o_1; `geometric` blends the logarithms of variances. Since a layer scales
+    and shifts what it has normalised, any change of its scale and shift is such a change of statistics, too.
 
     The outputs o come from a network that reads, of each channel, how far mean and deviation have moved, in
     deviations and in standard errors over the images, and the layer's scale and shift; the means of these
@@ -138,7 +147,11 @@ class _Pass(NormRule):
         nominal = math.log(count / config.source_count)
         limited = _bounded(said[:, :SHIFT], config.blend)
         share, var_share = (nominal + limited).sigmoid().unbind(1)
-        blended = var + var_share * (moments[1] - var)
+        if config.geometric:
+            ratio = ((moments[1] + seen.eps) / (var + seen.eps)).log()
+            blended = (var + seen.eps) * (var_share * ratio).exp() - seen.eps
+        else:
+            blended = var + var_share * (moments[1] - var)
         sign = torch.ones_like(mean) if seen.weight is None else seen.weight.to(kind).sign()
         shift = config.shift * said[:, SHIFT].tanh() * sign * (blended + seen.eps).sqrt()
         return (

@@ -21,8 +21,9 @@ class LearnedStatistics(Method):
     One forward pass over the target images, all at once; nothing but running statistics is changed.
 
     Attributes:
-        checkpoint: a bundled editor's name, "nominal" (blended statistics), or the path of one that
-            `kind: train_editor` wrote with the key `statistics`.
+        checkpoint: a bundled editor's name, "nominal" (blended statistics, variances geometrically; 8 images'
+            worth of the source's), or the path of one that `kind: train_editor` wrote with the key
+            `statistics`.
     """
 
     checkpoint: str = "nominal"

@@ -20,7 +20,7 @@ from nfopt.editing.norms import statistics_of
 from nfopt.errors import CheckpointError, EditingError
 from tests.editing.editor.editor_nets import deep_normed, images, traced
 
-CONFIG = StatisticsConfig(source_count=5.0, width=7, memory=3)
+CONFIG = StatisticsConfig(source_count=5.0, shift=0.3, scale=0.3, width=7, memory=3)
 
 
 def awake_statistics(config=CONFIG, seed=5):
@@ -37,19 +37,22 @@ def tensors_of(model):
     return {name: t.detach().clone() for name, t in state_of(model).items() if t.is_floating_point()}
 
 
+@pytest.mark.parametrize("geometric", [False, True])
 @torch.no_grad()
-def test_a_fresh_editor_blends_layer_by_layer():
+def test_a_fresh_editor_blends_layer_by_layer(geometric):
     model, shown = deep_normed(), images(13)
-    editor = StatisticsEditor(CONFIG).double().requires_grad_(False)
+    config = dataclasses.replace(CONFIG, geometric=geometric)
+    editor = StatisticsEditor(config).double().requires_grad_(False)
     edited = editor.edited(NetForward(model), tensors_of(model), shown)
     share = 13 / (13 + 5)
     inputs = shown
     for layer in model:
         if isinstance(layer, nn.BatchNorm2d):
             mean = torch.lerp(layer.running_mean, inputs.mean((0, 2, 3)), share)
-            var = torch.lerp(layer.running_var, inputs.transpose(0, 1).flatten(1).var(1), share)
+            both = (layer.running_var + layer.eps, inputs.transpose(0, 1).flatten(1).var(1) + layer.eps)
+            var = torch.lerp(*both, share) if not geometric else both[0] ** (1 - share) * both[1] ** share
             layer.running_mean.copy_(mean)
-            layer.running_var.copy_(var)
+            layer.running_var.copy_(var - layer.eps)
         inputs = layer(inputs)
     for name in statistics_of(model):
         torch.testing.assert_close(edited[name], state_of(model)[name], rtol=1e-12, atol=1e-12)
@@ -160,7 +163,9 @@ def test_a_checkpoint_of_the_other_kind_of_editor_is_refused():
         read_statistics_editor("editor")
 
 
-@pytest.mark.parametrize("wrong", [{"source_count": 0.0}, {"width": 0}, {"memory": 1.5}, {"blend": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"source_count": 0.0}, {"width": 0}, {"memory": 1.5}, {"blend": -1.0}, {"geometric": 1.0}]
+)
 def test_bounds_that_make_no_sense_are_refused(wrong):
     with pytest.raises(EditingError, match=next(iter(wrong))):
         StatisticsConfig(**wrong)
