@@ -44,7 +44,8 @@ def test_every_corruption_keeps_shape_type_range_and_its_input(name, severity, s
     assert corrupted.shape == images.shape and corrupted.dtype == dtype
     assert corrupted.min() >= 0 and corrupted.max() <= 1
     assert torch.equal(images, before)
-    assert torch.equal(corrupted, corrupt(images, name, severity, seeded()))
+    # Not to the bit: a convolution may round otherwise in its first call (torch 2.9).
+    assert torch.allclose(corrupted, corrupt(images, name, severity, seeded()), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -221,7 +222,7 @@ def test_a_domain_is_read_as_it_is_written_and_does_its_steps_in_turn(steps):
     generator = seeded()
     for name, severity in steps:
         expected = corrupt(expected, name, severity, generator)
-    assert torch.equal(domain(images, seeded()), expected)
+    assert torch.allclose(domain(images, seeded()), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
