@@ -90,6 +90,9 @@ class RemovalProver:
         except FORWARD_ERRORS as error:
             line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             return RemovalProof(inf, f"{watch.place} does not take fewer channels: {line[:160]}")
+        finally:
+            # Hooks and notes hold each other: a whole model of every proof would wait for the collector.
+            watch.stop()
         reference = self._original.run(with_zeros)
         error = difference(reference, outputs)
         if error <= TOLERANCE or not explain:

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -31,6 +34,27 @@ def test_a_removal_that_keeps_other_channels_somewhere_is_caught(prover, monkeyp
     found = prover.prove(HALF)
     assert not found.passed
     assert "computes other values" in found.reason
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_smaller_model_outlives_its_proof(prover, monkeypatch, fails):
+    right, made = proof_module.without_channels, []
+
+    def watched(model, spec, kept):
+        smaller = right(model, spec, kept)
+        if fails:
+            smaller.stem.in_channels, smaller.stem.weight = 1, None
+        made.append(weakref.ref(smaller))
+        return smaller
+
+    monkeypatch.setattr(proof_module, "without_channels", watched)
+    gc.collect()
+    gc.disable()
+    try:
+        assert prover.prove(HALF).passed is not fails
+        assert made[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_a_number_that_does_not_follow_is_caught(prover, monkeypatch):
