@@ -70,6 +70,7 @@ def test_every_reader_reads_convolutional_nets_with_norms_too(name):
         "role_tied_readout",
         "neuron_tokens",
         "neuron_tokens_probes",
+        "neuron_tokens_compressed",
         *map("dws_without_{}".format, SECTORS),
     ],
 )
@@ -85,6 +86,14 @@ def test_a_neurons_token_takes_its_weights_together_and_not_one_by_one():
     network.fit_statistics(nets)
     swapped = {**nets, "0.bias": nets["0.bias"].flip(1)}
     assert not torch.allclose(network(swapped), network(nets), rtol=1e-3)
+
+
+def test_compression_is_asinh_of_what_the_head_reads():
+    plain, compressed = made("neuron_tokens"), made("neuron_tokens_compressed")
+    nets = {n: 30 * t for n, t in random_nets(SPEC, 5).items()}
+    pooled = plain._pooled(nets)
+    torch.testing.assert_close(compressed._pooled(nets), pooled.asinh(), rtol=1e-12, atol=1e-12)
+    assert pooled.abs().max() > 10 * compressed._pooled(nets).abs().max()
 
 
 def test_tokens_beside_probes_begin_silent():

@@ -17,6 +17,8 @@ from nfopt.nn.normalisation import BatchStandardiser, WeightStandardiser
 from nfopt.nn.roles import GatedMLP
 
 ROUNDS = 2
+FEW = 4
+"""Blocks of more fixed positions than this (a kernel's) enter without Fourier features."""
 HEAD = 64
 STATISTICS_NETS = 512
 
@@ -43,17 +45,25 @@ class NeuronTokens(WeightReader):
         question: what to answer, with an invariant head.
         width: channels of a token.
         generator: source of the initial weights.
+        compressed: whether the head reads asinh of what is pooled. Messages and gates multiply; where the
+            weights of some nets are twenty times those of others (classifiers over random hyper-parameters),
+            a few nets would else set the scale by which all are standardised.
     """
 
-    def __init__(self, question: Question, width: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, question: Question, width: int, generator: torch.Generator, *, compressed: bool = False
+    ) -> None:
         super().__init__()
-        self.question = question
+        self.question, self.compressed = question, compressed
         fixed = set(question.spec.fixed)
         wide = [n for n, atom in question.spec.atoms.items() if n in fixed and atom.size > WIDE]
         self.layout = layout = weight_layout(question.spec, also_permuted=wide)
         self.standardiser = WeightStandardiser(layout, 1)
         self.waves = GaussianFourierFeatures(1, FOURIER_FREQUENCIES, scale=FOURIER_SCALE, generator=generator)
-        features = [block.multiplicity * self.waves.out_channels for block in layout.blocks]
+        features = [
+            block.multiplicity * (self.waves.out_channels if block.multiplicity <= FEW else 2)
+            for block in layout.blocks
+        ]
         self.atoms = [atom for atom in layout.sizes if atom not in wide]
         self.enter, self.edges = nn.ModuleList(), nn.ModuleDict()
         for atom in self.atoms:
@@ -91,7 +101,12 @@ class NeuronTokens(WeightReader):
         return self.head(self.pooled_scale(self._pooled(tensors))) * self.question.output_scale
 
     def _pooled(self, tensors: Tensors) -> Float[Tensor, "nets features"]:
-        values = self.waves(self.standardiser(self.layout.enter(tensors)))
+        values = [
+            torch.cat([given, given.abs()], dim=-1) if block.multiplicity > FEW else self.waves([given])[0]
+            for given, block in zip(
+                self.standardiser(self.layout.enter(tensors)), self.layout.blocks, strict=True
+            )
+        ]
         tokens = self._tokens(values)
         edges = {b: enter(values[int(b)]) for b, enter in self.edges.items()}
         for number, update in enumerate(self.rounds):
@@ -106,7 +121,8 @@ class NeuronTokens(WeightReader):
             # The norm has a gradient of zero, not infinity, where neurons are alike.
             spread = torch.linalg.vector_norm(tokens[atom] - mean[..., None, :], dim=-2)
             pooled += [mean, spread / tokens[atom].shape[-2] ** 0.5]
-        return torch.cat(pooled, dim=-1)
+        found = torch.cat(pooled, dim=-1)
+        return found.asinh() if self.compressed else found
 
     def _tokens(self, values: Sequence[Tensor]) -> dict[str, Float[Tensor, "nets size width"]]:
         """Return the tokens as they are before any exchange, those of wide fixed atoms among them."""
@@ -154,3 +170,9 @@ class NeuronTokens(WeightReader):
 def neuron_tokens(question: Question, width: int, generator: torch.Generator) -> NeuronTokens:
     """Build the network over tokens of neurons."""
     return NeuronTokens(question, width, generator)
+
+
+@reader("neuron_tokens_compressed", "neuron tokens, compressed", heads=("invariant",))
+def neuron_tokens_compressed(question: Question, width: int, generator: torch.Generator) -> NeuronTokens:
+    """Build the network over tokens of neurons for zoos of which some nets are much larger than others."""
+    return NeuronTokens(question, width, generator, compressed=True)
