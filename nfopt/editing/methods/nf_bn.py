@@ -21,9 +21,9 @@ class LearnedStatistics(Method):
     One forward pass over the target images, all at once; nothing but running statistics is changed.
 
     Attributes:
-        checkpoint: a bundled editor's name, "nominal" (blended statistics, variances geometrically; 8 images'
-            worth of the source's), or the path of one that `kind: train_editor` wrote with the key
-            `statistics`.
+        checkpoint: "statistics", which comes with the package; "nominal" (blended statistics, variances by
+            their logarithms, the source's worth 8 images); or the path of one that `kind: train_editor`
+            wrote with the key `statistics`.
     """
 
     checkpoint: str = "nominal"

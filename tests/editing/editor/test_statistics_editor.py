@@ -145,6 +145,21 @@ def test_nf_bn_edits_by_its_checkpoint_and_is_undone_to_the_bit(tmp_path):
         assert torch.equal(value, before[name])
 
 
+def test_the_bundled_editor_stays_between_source_and_target_and_nearer_the_target_the_more_images():
+    model, tensors = deep_normed(), tensors_of(deep_normed())
+    editor = read_statistics_editor("statistics").editor.double()
+    name = "1.running_mean"
+    shares = []
+    for count in (3, 97):
+        shown = images(count) + 1
+        target = model[0](shown).mean((0, 2, 3)).detach()
+        found = editor.edited(NetForward(model), tensors, shown)[name]
+        share = (found - tensors[name]) / (target - tensors[name])
+        assert (share > 0).all() and (share < 1).all()
+        shares.append(share.mean())
+    assert shares[0] < shares[1]
+
+
 def test_nf_bn_of_a_model_without_batchnorm_is_refused():
     model = nn.Sequential(nn.Flatten(), nn.Linear(98, 3))
     with pytest.raises(EditingError, match="BatchNorm"):
