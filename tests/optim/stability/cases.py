@@ -53,12 +53,7 @@ CASES = (
     # Step sizes.
     Case("lr 0.3", lr=0.3, fails={"nominal": "ends at 0.93, AdamW at 0.06: too slow for 200 steps"}),
     Case("lr 3", lr=3.0),
-    Case(
-        "lr 3, no end given",
-        lr=3.0,
-        total_steps=False,
-        fails={"default": "ends at 0.18, AdamW at 0.02: steps far too large, never decayed"},
-    ),
+    Case("lr 3, no end given", lr=3.0, total_steps=False),
     Case("lr 3 on a small CNN with BatchNorm", Problem(model="cnn", hidden=(8, 16)), lr=3.0),
     # Gradients.
     Case("one batch x 1e4", loss_factor=spike_at(100)),
