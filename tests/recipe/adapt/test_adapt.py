@@ -102,7 +102,7 @@ def test_the_plan_says_what_each_step_may_change(recipe, tmp_path):
     [
         ("contrast:3", "contarst:3", "Did you mean 'contrast'"),
         ("contrast:3", "contrast:9", "from 1 to 5"),
-        ("method: bn}", "method: bm}", "Known: bn, eata, finetune, nf, shot-im, tent"),
+        ("method: bn}", "method: bm}", "Known: bn, eata, finetune, nf, nf-bn, shot-im, tent"),
         ("source_count: 8", "source_cuont: 8", "Did you mean 'source_count'"),
         ("source_count: 8", "source_count: -8", "at least 0"),
         ("steps: 3", "steps: many", "valid integer"),
