@@ -134,6 +134,23 @@ def test_an_edit_is_renumbered_as_its_net_is(name):
         torch.testing.assert_close(one[tensor], other[tensor], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("head", ["invariant", "equivariant"])
+def test_hnp_is_dws_drawn_alike_so_that_tables_need_one_row_for_both(head):
+    nets, answers = random_nets(SPEC, 5), []
+    for name in ("dws", "hnp"):
+        network = made(name, head, seed=3)
+        network.fit_statistics(nets)
+        answers.append(network(nets))
+    torch.testing.assert_close(answers[1], answers[0], rtol=0, atol=0)
+    assert not torch.allclose(flat(made("dws", head, seed=4)(nets)), flat(answers[0]))
+
+
+def flat(answer):
+    if isinstance(answer, torch.Tensor):
+        return answer.flatten()
+    return torch.cat([part.flatten() for part in answer.values()])
+
+
 @pytest.mark.parametrize("name", BLIND)
 def test_readers_that_see_the_order_of_neurons_are_told_apart_by_the_same_check(name):
     network, nets = READERS[name].make(question(), 16).double(), random_nets(SPEC, 5)
