@@ -141,7 +141,7 @@ def run_experiment(recipe: ExperimentRecipe, context: RunContext) -> JobResult:
         metric=run.bench.task.metric,
         higher_is_better=run.bench.task.higher_is_better,
         reference=recipe.compared_to,
-        title=f"{recipe.task.name} on {recipe.zoo.name}",
+        title=f"{recipe.task.title} on {recipe.zoo.name}",
         cells=tuple(cells),
         exhibits=run.exhibits,
     )

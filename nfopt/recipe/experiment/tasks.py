@@ -1,6 +1,6 @@
 """What recipes say about the tasks over a zoo."""
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 
@@ -11,7 +11,16 @@ from nfopt.recipe.strict import Count, Fraction, NonNegative, Positive, Strict
 from nfopt.zoo import Compose, Mask, Noise, Zoo
 
 
-class ClassificationOptions(Strict):
+class _Options(Strict):
+    name: Any
+
+    @property
+    def title(self) -> str:
+        """What tables and pictures call the task."""
+        return self.name
+
+
+class ClassificationOptions(_Options):
     """The class of each net."""
 
     name: Literal["classification"]
@@ -22,7 +31,7 @@ class ClassificationOptions(Strict):
         return Classification(self.fact)
 
 
-class RegressionOptions(Strict):
+class RegressionOptions(_Options):
     """A number known of each net."""
 
     name: Literal["regression"]
@@ -33,7 +42,7 @@ class RegressionOptions(Strict):
         return Regression(self.fact)
 
 
-class RankingOptions(Strict):
+class RankingOptions(_Options):
     """The accuracy of each net, scored by Kendall's tau; `loss` is "bce" or "mse"."""
 
     name: Literal["ranking"]
@@ -45,7 +54,7 @@ class RankingOptions(Strict):
         return Ranking(self.fact, self.loss)
 
 
-class EmbeddingOptions(Strict):
+class EmbeddingOptions(_Options):
     """An embedding from views with noise (a share of each tensor's spread) and masks (a share of weights)."""
 
     name: Literal["embedding"]
@@ -62,7 +71,7 @@ class EmbeddingOptions(Strict):
         )
 
 
-class EditingOptions(Strict):
+class EditingOptions(_Options):
     """An operation on the image that each net holds; with `nets`, the mean image of so many edited nets."""
 
     name: Literal["editing"]
@@ -70,6 +79,11 @@ class EditingOptions(Strict):
     size: Annotated[int, Field(ge=3)] = 28
     output_scale: Positive = 0.01
     nets: Count = 1
+
+    @property
+    def title(self) -> str:
+        """What tables and pictures call the task, which edit it is included."""
+        return f"{self.name} ({self.edit}{f', mean of {self.nets} nets' if self.nets > 1 else ''})"
 
     @field_validator("edit")
     @classmethod

@@ -111,6 +111,13 @@ def test_every_task_runs_and_draws_what_the_best_reader_sees(recipe, task, metri
         assert (outcome.folder / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_titles_say_which_edit_it_is(recipe):
+    task = "task={name: editing, edit: erode, size: 5, nets: 2}"
+    title = run(recipe, task, "readers=[mlp]", "seeds=[0]", "lrs=[1e-3]").result.tables[0].title
+    assert title.startswith("editing (erode, mean of 2 nets) on ")
+    assert run(recipe, "readers=[mlp]", output="plain").result.tables[0].title.startswith("regression on ")
+
+
 @pytest.mark.parametrize(
     ("override", "part"),
     [
