@@ -15,6 +15,7 @@ from nfopt.pruning.channels import (
 from nfopt.pruning.copies import CopiesConfig, CopyScore, MaskedCopies, score_copies, train_copies
 from nfopt.pruning.keep import KeptMask, keep_masked
 from nfopt.pruning.mask import MaskComparison, MaskRow, PruningMask
+from nfopt.pruning.mask_plot import plot_masks
 from nfopt.pruning.neural import MaskNetwork, MaskNetworkConfig, neural_score
 from nfopt.pruning.prune import prune
 from nfopt.pruning.schedule import GradualPruning, SparsitySchedule
@@ -53,6 +54,7 @@ __all__ = [
     "keep_masked",
     "latencies",
     "neural_score",
+    "plot_masks",
     "prune",
     "prune_channels",
     "remove_mask",

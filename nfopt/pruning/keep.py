@@ -34,10 +34,22 @@ class KeptMask:
         )
 
     def set_mask(self, mask: PruningMask) -> None:
-        """Take another mask of the same model; what it prunes becomes zero now, momentum included."""
-        missing = [name for name in mask.kept if name not in self._parameters]
-        if missing:
-            raise PruningError(f"the mask prunes {missing[0]!r}, which the optimizer's model does not have.")
+        """Take another mask of the same model; what it prunes becomes zero now, momentum included.
+
+        Raises:
+            PruningError: it is the mask of another model; nothing was changed.
+        """
+        for name, kept in mask.kept.items():
+            if name not in self._parameters:
+                raise PruningError(
+                    f"the mask prunes {name!r}, which the optimizer's model does not have. It is the mask of "
+                    "another model."
+                )
+            if self._parameters[name].shape != kept.shape:
+                raise PruningError(
+                    f"the mask of {name} has shape {tuple(kept.shape)}, the tensor "
+                    f"{tuple(self._parameters[name].shape)}. It is the mask of another model."
+                )
         self.mask = mask
         self._pairs = [
             (self._parameters[name], ~kept.to(self._parameters[name].device))

@@ -197,7 +197,8 @@ class PruningMask:
             f"  {r.name} {list(r.shape)}: {r.kept:,} of {r.total:,} ({100 * r.density:.3g} %)"
             for r in self.rows()
         ]
-        return "\n".join([head, *rows])
+        matched = [f"  {line.strip()}" for line in self.origin.get("patterns", "").splitlines()[1:]]
+        return "\n".join([head, *rows, *matched])
 
     def save(self, path: Path) -> None:
         """Write the mask to one safetensors file, whole or not at all; `load` gives it back equal."""

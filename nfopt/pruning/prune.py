@@ -13,7 +13,15 @@ from torch.nn import functional
 from nfopt.errors import NfoptWarning, PruningError, TraceError
 from nfopt.progress import Progress, ProgressCallback, silent
 from nfopt.pruning.mask import PruningMask, prunable_parameters
-from nfopt.pruning.scores import SCORES, Batch, LossFunction, Score, ScoreContext, TrainingFunction
+from nfopt.pruning.scores import (
+    SCORES,
+    Batch,
+    LossFunction,
+    Score,
+    ScoreContext,
+    TrainingFunction,
+    check_batches,
+)
 from nfopt.pruning.select import check_density, check_scope, scope_density, select
 from nfopt.pruning.targets import Targets, find_targets
 from nfopt.symmetry import PermutationSpec, trace_permutation_spec, unwrap
@@ -40,6 +48,8 @@ def prune(
 ) -> PruningMask:
     """Return the mask that keeps the given fraction of a model's weights. The model is not changed.
 
+    Printed, the mask says what is kept of every tensor, and what each pattern matched.
+
     Args:
         model: any module. Scores work on copies, in the mode (training or evaluation) that it is in.
         density: kept fraction in [0, 1] of the weights that are pruned; may be left out with scope "N:M".
@@ -62,16 +72,19 @@ def prune(
 
     Raises:
         UnknownNameError: there is no such score or scope.
-        PruningError: a number is out of range, a pattern matches nothing, the score lacks what it needs, its
-            values are not finite, or a layer is empty and that is an error.
+        PruningError: a number is out of range, a pattern matches nothing, the score lacks what it needs,
+            batches are no pairs, its values are not finite, or a layer is empty and that is an error.
     """
     chosen = SCORES[score] if isinstance(score, str) else score
     check_scope(scope)
+    if on_empty_layer not in ("warn", "error", "allow"):
+        raise PruningError(f"on_empty_layer is {on_empty_layer!r}; give warn, error or allow.")
     target_density = _density(density, scope)
     rounds = chosen.rounds if rounds is None else rounds
     if rounds < 1:
         raise PruningError(f"rounds is {rounds}; at least one round of scoring is needed.")
     targets = find_targets(model, include=include, exclude=exclude)
+    check_batches(batches)
     if example_inputs is None and batches:
         example_inputs = batches[0][0]
     context = ScoreContext(
@@ -95,6 +108,8 @@ def prune(
         "rounds": str(rounds),
         "seed": str(seed),
     }
+    if include is not None or exclude:
+        origin["patterns"] = str(targets)
     mask = PruningMask.for_model(model, kept, origin)
     _report_empty(mask, on_empty_layer)
     return mask
@@ -148,6 +163,7 @@ def score_once(
         PruningError: the score lacks what it needs.
     """
     chosen = SCORES[score] if isinstance(score, str) else score
+    check_batches(batches)
     if example_inputs is None and batches:
         example_inputs = batches[0][0]
     parameters = prunable_parameters(model)

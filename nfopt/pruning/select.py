@@ -49,9 +49,9 @@ def select(scores: Scores, density: float, scope: str = "global") -> dict[str, T
 
 def check_density(density: float) -> None:
     """Raise PruningError unless `density` lies in [0, 1]."""
-    if not 0 <= density <= 1:
+    if isinstance(density, str) or not 0 <= density <= 1:
         raise PruningError(
-            f"density is the kept fraction, between 0 and 1, not {density}. To keep 5 %, give 0.05."
+            f"density is the kept fraction, between 0 and 1, not {density!r}. To keep 5 %, give 0.05."
         )
 
 

@@ -45,13 +45,20 @@ def find_targets(
         model: any module.
         include: shell patterns of parameter names ("features.*.weight"); None for the weights of every linear
             map, convolution, recurrent layer and attention projection. Biases, norms and embeddings are
-            pruned only by name.
+            pruned only by name. One pattern may be given as it is.
         exclude: patterns of names that are not pruned.
 
     Raises:
-        PruningError: a pattern matches nothing, or nothing is left.
+        PruningError: a pattern matches nothing, nothing is left, or a lazy layer has no weights yet.
     """
+    include = (include,) if isinstance(include, str) else include
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
     parameters = prunable_parameters(model)
+    lazy = [name for name, p in parameters.items() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise PruningError(
+            f"{lazy[0]} has no shape yet. Call the model once, on an example input, before pruning it."
+        )
     floating = [name for name, p in parameters.items() if p.is_floating_point()]
     if include is None:
         wanted = set(_customary(model, floating))

@@ -5,7 +5,7 @@ from torch import nn
 from nfopt import NFOptimizer
 from nfopt.errors import PruningError
 from nfopt.pruning import apply_mask, keep_masked, prune
-from tests.pruning.nets import batches, mlp
+from tests.pruning.nets import batches, cnn, mlp
 
 DATA = batches(4)
 
@@ -152,6 +152,22 @@ def test_a_new_mask_takes_effect_at_once_and_removal_ends_it():
     handle.remove()
     train(model, optimizer, 1)
     assert int(sum((model.get_parameter(name) != 0).sum() for name in smaller.kept)) > smaller.kept_count
+
+
+def test_another_model_s_mask_is_refused_and_the_one_that_is_kept_goes_on():
+    model = mlp()
+    optimizer = OPTIMIZERS["adamw"](model.parameters(), model)
+    handle = keep_masked(optimizer, model, prune(model, 0.6))
+    wider = nn.Sequential(nn.Linear(5, 2), nn.ReLU(), nn.Linear(2, 11), nn.ReLU(), nn.Linear(11, 3))
+    for other, patterns, message in (
+        (wider, None, r"mask of 0\.weight has shape \(2, 5\)"),
+        (cnn(), ["3.weight"], r"prunes '3\.weight', which"),
+    ):
+        with pytest.raises(PruningError, match=message):
+            handle.set_mask(prune(other, 0.5, "random", include=patterns))
+    train(model, optimizer)
+    kept = handle.mask
+    assert int(sum((model.get_parameter(name) != 0).sum() for name in kept.kept)) == kept.kept_count
 
 
 def test_an_optimizer_of_other_parameters_is_refused():

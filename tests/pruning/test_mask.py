@@ -94,3 +94,11 @@ def test_rows_count_what_is_kept_and_the_text_says_it():
     ]
     assert "36 of 145 kept (24.8 %)" in str(mask)
     assert "2.weight [11, 7]: 19 of 77" in str(mask)
+
+
+def test_the_text_says_what_each_pattern_matched_also_after_loading(tmp_path):
+    mask = prune(mlp(), 0.25, exclude=["4.*"])
+    assert "exclude '4.*': 4.weight" in str(mask)
+    mask.save(tmp_path / "mask.safetensors")
+    assert str(PruningMask.load(tmp_path / "mask.safetensors")) == str(mask)
+    assert "exclude" not in str(prune(mlp(), 0.25))

@@ -126,6 +126,13 @@ def test_two_of_four_needs_no_density_and_says_what_does_not_divide():
         ({"density": 0.5, "score": "synflow"}, r"needs example_inputs="),
         ({"density": 0.5, "rounds": 0}, "at least one round"),
         ({"density": 0.5, "exclude": ["head.*"]}, "matches no parameter"),
+        ({"density": 0.5, "exclude": "head.*"}, r"pattern 'head\.\*' matches no parameter"),
+        ({"density": "0.5"}, "between 0 and 1, not '0.5'"),
+        ({"density": float("nan")}, "between 0 and 1, not nan"),
+        ({"density": 0.5, "on_empty_layer": "raise"}, "give warn, error or allow"),
+        ({"density": 0.5, "score": "snip", "batches": batches()[0]}, r"batches=\[\(inputs, targets\)\]"),
+        ({"density": 0.5, "score": "snip", "batches": [(torch.zeros(2, 5),)]}, "has length 1"),
+        ({"density": 0.5, "score": "snip", "batches": iter(batches())}, r"list\(itertools.islice\(loader"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

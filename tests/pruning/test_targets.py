@@ -32,6 +32,16 @@ def test_a_pattern_that_matches_nothing_is_an_error_with_the_names(word):
         find_targets(mlp(), **{word: ["head"]})
 
 
+def test_one_pattern_needs_no_list():
+    assert find_targets(mlp(), exclude="0.*") == find_targets(mlp(), exclude=["0.*"])
+    assert find_targets(mlp(), include="*.bias") == find_targets(mlp(), include=["*.bias"])
+
+
+def test_a_lazy_layer_without_weights_is_named():
+    with pytest.raises(PruningError, match=r"0\.weight has no shape yet\. Call the model once"):
+        find_targets(nn.Sequential(nn.LazyLinear(3)))
+
+
 def test_nothing_left_to_prune_is_an_error():
     with pytest.raises(PruningError, match="nothing of Sequential is left"):
         find_targets(mlp(), exclude=["*"])

@@ -152,6 +152,8 @@ def _check(density: float, scope: str, multiple_of: int) -> None:
 def _chosen_groups(
     spec: PermutationSpec, include: Sequence[str] | None, exclude: Sequence[str]
 ) -> tuple[str, ...]:
+    include = (include,) if isinstance(include, str) else include
+    exclude = (exclude,) if isinstance(exclude, str) else exclude
     names = list(spec.groups)
     if not names:
         raise nothing_removable(spec, {}, ())

@@ -9,6 +9,7 @@ from nfopt.pruning.scores.score import (
     Score,
     ScoreContext,
     TrainingFunction,
+    check_batches,
     score,
 )
 
@@ -19,6 +20,7 @@ __all__ = [
     "Score",
     "ScoreContext",
     "TrainingFunction",
+    "check_batches",
     "datafree",
     "gradient",
     "imp",

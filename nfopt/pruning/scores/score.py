@@ -102,6 +102,24 @@ class Score:
             raise PruningError(f"the score {self.name!r} needs example_inputs=..., one input of the model.")
 
 
+def check_batches(batches: Any) -> None:
+    """Raise PruningError unless `batches` is a sequence of pairs."""
+    if not isinstance(batches, Sequence):
+        raise PruningError(
+            f"batches is a list of pairs (inputs, targets), not a {type(batches).__name__}. Of a DataLoader "
+            "take some: list(itertools.islice(loader, 10))."
+        )
+    for batch in batches:
+        if not (isinstance(batch, tuple | list) and len(batch) == 2):
+            given = (
+                f"length {len(batch)}" if isinstance(batch, tuple | list) else f"type {type(batch).__name__}"
+            )
+            raise PruningError(
+                f"batches is a list of pairs (inputs, targets); one of what was given has {given}. A single "
+                "pair goes into a list: batches=[(inputs, targets)]."
+            )
+
+
 _WHAT = {
     "batches": "a list of pairs (inputs, targets)",
     "train": "a function that trains a model in place under a mask",

@@ -40,13 +40,15 @@ class PrunedTraining(MaskOptions):
 
     Attributes:
         when: "init": the mask is made before the training, from the initial weights (and, for "imp", from
-            trainings of its own); "gradual": by magnitude while the net trains, cubically from full to
-            `density` over the middle of the training.
+            trainings of its own); "gradual": by magnitude while the net trains, from full to `density` over
+            the middle of the training, a fifth to three fifths of it.
+        shape: of gradual pruning: how sparsity rises, "cubic" (fast at first) or "linear".
         control: "shuffled": each layer's mask permuted at random; "reinitialised": other initial weights
             under the same mask; the controls of Frankle et al. (arXiv:2009.08576).
     """
 
     when: Literal["init", "gradual"] = "init"
+    shape: Literal["cubic", "linear"] = "cubic"
     control: Literal["none", "shuffled", "reinitialised"] = "none"
 
 
@@ -94,6 +96,8 @@ class PruneTrainRecipe(Recipe):
                 raise ValueError(f"{key}: gradual pruning goes by magnitude and has no control.")
             if method.when == "gradual" and method.fixed_density is not None:
                 raise ValueError(f"{key}: gradual pruning has no scope {method.scope}.")
+            if method.when == "init" and method.shape != "cubic":
+                raise ValueError(f"{key}: shape is a setting of gradual pruning; give when: gradual.")
         return methods
 
 
@@ -122,9 +126,9 @@ def plan_prune_train(recipe: PruneTrainRecipe) -> list[str]:
     kept = ", ".join(f"{100 * density:g} %" for density in recipe.densities)
     lines = [f"train {recipe.model.name} on {recipe.data.name} with {kept} of the weights kept:"]
     for key, method in recipe.methods.items():
-        how = (
-            "while it trains" if method.when == "gradual" else f"at the start, {method.score}, {method.scope}"
-        )
+        how = f"at the start, {method.score}, {method.scope}"
+        if method.when == "gradual":
+            how = f"while it trains, {method.shape}, {method.scope}"
         control = "" if method.control == "none" else f", {method.control}"
         lines.append(f"  {method.label or key}: {how}{control}")
     count = len(parts_of(recipe))
@@ -233,7 +237,8 @@ def _gradual(
     total_steps: int,
 ) -> GradualPruning:
     start, end = total_steps // 5, max(total_steps * 3 // 5, 1)
-    schedule = SparsitySchedule(density, end, start, every=max((end - start) // 20, 1))
+    every = max((end - start) // 20, 1)
+    schedule = SparsitySchedule(density, end, start, every=every, shape=method.shape)
     pruning = GradualPruning(
         model, optimizer, schedule, scope=method.scope, include=method.include, exclude=method.exclude
     )

@@ -225,6 +225,7 @@ def test_inexact_pruning_removes_what_a_norm_looks_at_and_says_that_it_computes_
         ({"multiple_of": 0}, PruningError, "give 1 or more"),
         ({"include": ["conv9"]}, PruningError, r"matches no group\. The groups are: stem, inner"),
         ({"exclude": ["conv9"]}, PruningError, "matches no group"),
+        ({"include": "conv9"}, PruningError, "pattern 'conv9' matches no group"),
         ({"exclude": ["*"]}, PruningError, "every group that include names is excluded"),
         ({"score": "magnitud"}, UnknownNameError, "Did you mean 'magnitude'"),
     ],

@@ -38,6 +38,7 @@ methods:
   other: {score: snip, scope: layer, control: reinitialised}
   imp: {score: imp, rounds: 2, scope: layer}
   gradual: {when: gradual, scope: layer}
+  linear: {when: gradual, shape: linear, scope: layer}
 """
 CHANNELS = """
 kind: prune_channels
@@ -73,7 +74,7 @@ def test_masks_are_saved_shown_by_layer_and_drawn(tmp_path):
 def test_every_method_is_trained_at_every_density_with_its_mask_kept(tmp_path):
     outcome = run(tmp_path, TRAIN)
     trainings = outcome.result.results["trainings"]
-    assert len(trainings) == 2 * (1 + 2 * 5)
+    assert len(trainings) == 2 * (1 + 2 * 6)
     for each in trainings:
         if each["method"] != "dense":
             for row in each["mask"]["layers"]:
@@ -82,8 +83,17 @@ def test_every_method_is_trained_at_every_density_with_its_mask_kept(tmp_path):
     starts = {key: of[key, 0.5, 0]["val_loss"][0] for key in ("snip", "shuffled", "other")}
     assert len(set(starts.values())) == 3
     assert of["gradual", 0.5, 0]["val_loss"][0] == of["dense", 1.0, 0]["val_loss"][0]
+    assert of["gradual", 0.25, 0]["val_loss"] != of["linear", 0.25, 0]["val_loss"]
     table = outcome.result.tables[0]
-    assert [row[0] for row in table.rows] == ["dense", "snip", "shuffled", "other", "imp", "gradual"]
+    assert [row[0] for row in table.rows] == [
+        "dense",
+        "snip",
+        "shuffled",
+        "other",
+        "imp",
+        "gradual",
+        "linear",
+    ]
     assert all(len(row) == len(table.columns) for row in table.rows)
     for name in ("accuracies.png", "densities.png"):
         assert (outcome.folder / name).read_bytes().startswith(b"\x89PNG")
@@ -123,6 +133,8 @@ def test_a_pattern_that_matches_nothing_is_refused_before_any_work(tmp_path, tex
         (TRAIN, "methods={dense: {}}", "cannot be called 'dense'"),
         (TRAIN, "methods.gradual.score=snip", "gradual pruning goes by magnitude"),
         (TRAIN, "methods.gradual.scope='2:4'", "has no scope 2:4"),
+        (TRAIN, "methods.gradual.shape=cubik", "'cubic' or 'linear'"),
+        (TRAIN, "methods.snip.shape=linear", "shape is a setting of gradual pruning"),
         (CHANNELS, "score=imp", "is no score of channels"),
         (CHANNELS, "scope=erk", "'layer' or 'global'"),
     ],
@@ -135,9 +147,9 @@ def test_every_kind_of_fault_is_found(tmp_path, text, override, part):
 
 
 def test_plans_say_what_would_be_done(tmp_path):
-    for text, part in ((MASK, "30 %"), (TRAIN, "22 trainings of 10 steps"), (CHANNELS, "50 %")):
+    for text, part in ((MASK, "30 %"), (TRAIN, "26 trainings of 10 steps"), (CHANNELS, "50 %")):
         (tmp_path / "small.yaml").write_text(text)
         loaded = load_recipe(tmp_path / "small.yaml")
         assert part in "\n".join(loaded.plan())
     (tmp_path / "small.yaml").write_text(TRAIN)
-    assert len(parts_of(load_recipe(tmp_path / "small.yaml").recipe)) == 22
+    assert len(parts_of(load_recipe(tmp_path / "small.yaml").recipe)) == 26
