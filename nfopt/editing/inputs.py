@@ -48,13 +48,18 @@ def check_inputs(model: nn.Module, target: Tensor, source: Split | None, held_ou
             )
 
 
-def check_needs(method: Method, model: nn.Module, labels: Tensor | None) -> None:
-    """Raise EditingError when the method needs BatchNorm or labels and there are none."""
+def check_batchnorm(method: Method, model: nn.Module) -> None:
+    """Raise EditingError when the method needs BatchNorm and the model has none."""
     if "batchnorm" in method.needs and not norms_of(model):
         raise EditingError(
             f"{method.name} edits BatchNorm, and {type(unwrap(model)).__name__} has no BatchNorm layer with "
             "running statistics. Methods that need none: shot-im, finetune, mean-delta."
         )
+
+
+def check_needs(method: Method, model: nn.Module, labels: Tensor | None) -> None:
+    """Raise EditingError when the method needs BatchNorm or labels and there are none."""
+    check_batchnorm(method, model)
     if "labels" in method.needs and labels is None:
         raise EditingError(
             f"{method.name} needs labels=..., the class of each target image (-1 where it is not known). "

@@ -86,6 +86,7 @@ def train_in_turn(
     batch_size: int,
     lr: float,
     seed: int,
+    first: int = 0,
     progress: ProgressCallback = silent,
 ) -> dict[str, Float[Tensor, "nets ..."]]:
     """Return what `train_side_by_side` does, one net after the other: faster on CPUs for convolutions.
@@ -99,11 +100,12 @@ def train_in_turn(
         batch_size: images per step.
         lr: learning rate at the start.
         seed: of the batches.
+        first: number of the first of these nets, where they are a part of a longer row.
         progress: hears of the steps.
     """
     trained = []
     for number, module in enumerate(modules):
-        draw = generator(seed, "batches", number)
+        draw = generator(seed, "batches", first + number)
         net = copy.deepcopy(module).requires_grad_(True).train().to(memory_format=torch.channels_last)
         optimizer = torch.optim.Adam(net.parameters(), lr)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)

@@ -13,7 +13,9 @@ from nfopt.editing import (
     METHODS,
     BatchNormStatistics,
     Eata,
+    EmpiricalBayesStatistics,
     Finetune,
+    LearnedStatistics,
     MeanDelta,
     ShotIM,
     Task,
@@ -47,7 +49,8 @@ def in_batch_mode(model, parameter_names):
 
 
 def test_the_promised_methods_are_there():
-    assert {"bn", "tent", "shot-im", "eata", "finetune", "mean-delta"} <= set(METHODS)
+    promised = {"bn", "bn-eb", "tent", "shot-im", "eata", "finetune", "mean-delta", "nf", "nf-bn"}
+    assert promised <= set(METHODS)
 
 
 def test_entropy_is_that_of_the_probabilities():
@@ -270,6 +273,8 @@ def test_a_loss_that_is_not_finite_stops_the_descent():
     "method",
     [
         BatchNormStatistics(),
+        EmpiricalBayesStatistics(),
+        LearnedStatistics(),
         Tent(lr=0.1, steps=3),
         ShotIM(steps=3),
         Eata(entropy_share=1.0, steps=3),

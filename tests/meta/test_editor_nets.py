@@ -73,3 +73,14 @@ def test_a_net_trained_in_turn_does_not_depend_on_those_after_it():
     many = train_in_turn(modules, split, total_steps=5, batch_size=11, lr=1e-2, seed=3)
     for name, value in few.items():
         assert torch.equal(value[0], many[name][0])
+
+
+def test_a_net_of_a_row_is_trained_alone_by_its_number():
+    modules, split = nets(3, "cnn", {"channels": (3, 5)}), pictures()
+    how = {"total_steps": 5, "batch_size": 11, "lr": 1e-2, "seed": 3}
+    row = train_in_turn(modules, split, **how)
+    alone = train_in_turn(modules[2:], split, first=2, **how)
+    other = train_in_turn(modules[2:], split, **how)
+    for name, value in alone.items():
+        assert torch.equal(value[0], row[name][2])
+    assert not torch.equal(other["0.weight"], alone["0.weight"])

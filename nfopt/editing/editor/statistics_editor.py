@@ -130,7 +130,8 @@ class _Pass(NormRule):
     def __call__(self, seen: NormInput) -> tuple[Tensor, Tensor]:
         editor, config = self.editor, self.editor.config
         kind = editor.memory.bias.dtype
-        values = seen.inputs.movedim(1, 0).flatten(2).to(kind)
+        values = seen.inputs.movedim(1, 0).to(kind)
+        values = values.reshape(*values.shape[:2], -1)
         count = values.shape[1]
         mean, var = (t.to(kind) for t in (seen.mean, seen.var))
         channel, moments = _channel_features(values, mean, var, seen)

@@ -2,6 +2,7 @@
 
 # The methods enter themselves.
 from nfopt.editing.methods.bn import BatchNormStatistics
+from nfopt.editing.methods.bn_eb import EmpiricalBayesStatistics
 from nfopt.editing.methods.eata import Eata
 from nfopt.editing.methods.finetune import Finetune
 from nfopt.editing.methods.mean_delta import MeanDelta
@@ -15,6 +16,7 @@ __all__ = [
     "METHODS",
     "BatchNormStatistics",
     "Eata",
+    "EmpiricalBayesStatistics",
     "Finetune",
     "LearnedStatistics",
     "MeanDelta",

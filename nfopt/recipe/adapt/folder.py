@@ -76,13 +76,12 @@ class AdaptFolderRecipe(Recipe):
 
 
 def plan_adapt_folder(recipe: AdaptFolderRecipe) -> list[str]:
-    """Return what a run would do, with the pictures found and the tensors that each step may change."""
-    model = build_model(
-        recipe.model.name,
-        (3, recipe.side, recipe.side),
-        len(recipe.class_names),
-        options=recipe.model.options,
-    ).eval()
+    """Return what a run would do, with the pictures found and the tensors that each step may change.
+
+    Weights that are given are read, so that absent or unfitting ones are said before any work is done.
+    """
+    _check_labels(recipe)
+    model = (untrained_model(recipe) if recipe.weights is None else load_model(recipe)).eval()
     weights = recipe.weights or "the weights that timm has for it"
     lines = [f"{recipe.model.name} with {weights}, {len(recipe.class_names)} classes"]
     for word, pictures in (("target", recipe.target), ("source", recipe.source)):
@@ -100,6 +99,7 @@ def plan_adapt_folder(recipe: AdaptFolderRecipe) -> list[str]:
 @job("adapt_folder", AdaptFolderRecipe, plan=plan_adapt_folder)
 def run_adapt_folder(recipe: AdaptFolderRecipe, context: RunContext) -> JobResult:
     """Edit one's own model for a folder of pictures of a new domain, with a gate."""
+    _check_labels(recipe)
     device = device_of(recipe.device)
     target = _read(recipe, recipe.target, "target")
     source = None if recipe.source is None else _read(recipe, recipe.source, "source")
@@ -113,10 +113,6 @@ def run_adapt_folder(recipe: AdaptFolderRecipe, context: RunContext) -> JobResul
         if kept:
             held_out, target = target[torch.arange(kept)], target[torch.arange(kept, len(target))]
         labels = target.labels
-    if needs_labels(recipe.steps) and labels is None:
-        raise RecipeError(
-            "a step learns from labels; set target.labelled: true, with pictures in folder/CLASS/."
-        )
     model = load_model(recipe).to(device).eval()
     edit = edit_in_steps(
         model,
@@ -148,6 +144,13 @@ def run_adapt_folder(recipe: AdaptFolderRecipe, context: RunContext) -> JobResul
         "steps": [step.as_json() for step in edit.history],
     }
     return JobResult(results=results, tables=(table_of_edit(edit, title),), files=files)
+
+
+def _check_labels(recipe: AdaptFolderRecipe) -> None:
+    if needs_labels(recipe.steps) and not recipe.target.labelled:
+        raise RecipeError(
+            "a step learns from labels; set target.labelled: true, with pictures in folder/CLASS/."
+        )
 
 
 def find_pictures(pictures: Pictures, class_names: tuple[str, ...]) -> list[tuple[Path, int]]:
@@ -212,6 +215,12 @@ def _picture(file: Path, transform: Any) -> Tensor:
         raise DataError(f"{file} cannot be read as a picture: {error}. Remove or replace it.") from error
 
 
+def untrained_model(recipe: AdaptFolderRecipe) -> nn.Module:
+    """Return the model of a recipe, untrained."""
+    shape, options = (3, recipe.side, recipe.side), dict(recipe.model.options)
+    return build_model(recipe.model.name, shape, len(recipe.class_names), options=options)
+
+
 def load_model(recipe: AdaptFolderRecipe) -> nn.Module:
     """Return the model of a recipe with its weights.
 
@@ -219,7 +228,7 @@ def load_model(recipe: AdaptFolderRecipe) -> nn.Module:
         RecipeError: the weights are absent or do not fit.
     """
     options: dict[str, Any] = dict(recipe.model.options)
-    shape, classes = (3, recipe.side, recipe.side), len(recipe.class_names)
+    classes = len(recipe.class_names)
     if recipe.weights is None:
         if not timm.is_model(recipe.model.name):
             raise RecipeError(f"weights: {recipe.model.name} comes without weights; give a safetensors file.")
@@ -229,7 +238,7 @@ def load_model(recipe: AdaptFolderRecipe) -> nn.Module:
             raise RecipeError(
                 f"the weights of {recipe.model.name} cannot be fetched: {error}. Give weights: FILE."
             ) from error
-    model = build_model(recipe.model.name, shape, classes, options=options)
+    model = untrained_model(recipe)
     try:
         model.load_state_dict(load_file(recipe.weights))
     except (OSError, SafetensorError, RuntimeError) as error:

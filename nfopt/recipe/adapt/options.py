@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nfopt.data import Split
 from nfopt.editing import METHODS, Domain, Edit, Gate, Method, adapt, compose
+from nfopt.editing.inputs import check_batchnorm
 from nfopt.errors import NfoptError, unknown_name
 from nfopt.progress import ProgressCallback, silent
 from nfopt.recipe.records import record
@@ -130,11 +131,13 @@ def touched(model: nn.Module, step: StepOptions, example: Tensor) -> str:
     """Return how many tensors and elements of a model a step may change, and the first of their names.
 
     Raises:
-        EditingError: a pattern of the step matches nothing.
+        EditingError: the step needs BatchNorm and there is none, or a pattern of it matches nothing.
     """
     state = model.state_dict()
+    method = step.build()
+    check_batchnorm(method, model)
     with torch.no_grad():
-        names = step.build().touches(model, example)
+        names = method.touches(model, example)
     elements = sum(state[name].numel() for name in names)
     return f"{len(names)} of {len(state)} tensors, {elements:,} numbers" + (
         f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""

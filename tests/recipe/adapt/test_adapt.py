@@ -102,7 +102,7 @@ def test_the_plan_says_what_each_step_may_change(recipe, tmp_path):
     [
         ("contrast:3", "contarst:3", "Did you mean 'contrast'"),
         ("contrast:3", "contrast:9", "from 1 to 5"),
-        ("method: bn}", "method: bm}", "Known: bn, eata, finetune, nf, nf-bn, shot-im, tent"),
+        ("method: bn}", "method: bm}", "Known: bn, bn-eb, eata, finetune, nf, nf-bn, shot-im, tent"),
         ("source_count: 8", "source_cuont: 8", "Did you mean 'source_count'"),
         ("source_count: 8", "source_count: -8", "at least 0"),
         ("steps: 3", "steps: many", "valid integer"),
@@ -174,6 +174,22 @@ def test_the_plan_of_a_folder_counts_its_pictures(recipe, own):
 def test_bad_input_to_the_folder_recipe_is_said(recipe, own, overrides, says):
     with pytest.raises(NfoptError, match=says):
         run_recipe(recipe(own, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["target.folder=nowhere"], "there is no folder nowhere"),
+        (["weights=nowhere.safetensors"], "is not a state of cnn"),
+        (["class_names=[a, b]"], "is not a state of cnn with 2 classes"),
+        (["steps=[{method: finetune}]"], "set target.labelled: true"),
+        (["steps=[{method: tent, options: {include: [layer9]}}]"], "'layer9' matches none"),
+        (["model={name: mlp, options: {hidden: [5]}}", "weights=null"], "bn edits BatchNorm, and"),
+    ],
+)
+def test_the_plan_finds_what_would_stop_the_run(recipe, own, overrides, says):
+    with pytest.raises(NfoptError, match=says):
+        recipe(own, *overrides).plan()
 
 
 def test_saved_edits_are_shown_applied_and_taken_back_on_the_command_line(recipe, own, tmp_path):
