@@ -5,9 +5,13 @@ from nfopt.errors import UnknownNameError
 from nfopt.experiments.question import ExperimentError, Question, flatten
 from nfopt.experiments.readers import READERS, check_readers, neuron_tokens, parameter_count
 from nfopt.experiments.readers.functional import without
+from nfopt.experiments.readers.neuron_statistics import neuron_products
 from nfopt.experiments.readers.statnn import weight_statistics
 from nfopt.nn import SECTORS
+from nfopt.zoo.neuron_axes import scaled
 from tests.experiments.toys import SIREN, conv_question, permuted, random_nets, values
+from tests.hand_specs import SPECS
+from tests.nn.spec_bound import concatenated
 
 SPEC = SIREN.spec()
 EQUIVARIANT = ("dws", "hnp", "np", "nft", "pointwise", "role_tied")
@@ -67,6 +71,7 @@ def test_every_reader_reads_convolutional_nets_with_norms_too(name):
     [
         *EQUIVARIANT,
         "statnn",
+        "neuron_statistics",
         "role_tied_readout",
         "neuron_tokens",
         "neuron_tokens_probes",
@@ -232,6 +237,42 @@ def test_the_statistics_are_those_of_each_tensor():
         torch.testing.assert_close(found[:, i, 2], flat.amin(1))
         torch.testing.assert_close(found[:, i, 6], flat.amax(1))
     assert flatten(question(), nets).shape == (3, SIREN.parameter_count)
+
+
+def test_products_of_a_neurons_weights_are_written_out_and_untouched_by_scaling():
+    nets = random_nets(SPEC, 3)
+    first, bias, last, _ = neuron_products(SPEC, nets)
+    outgoing = nets["2.weight"][:, :, 2].square().mean(1).sqrt()
+    torch.testing.assert_close(first[:, 2], nets["0.weight"][:, 2].square().mean(1).sqrt() * outgoing)
+    torch.testing.assert_close(bias[:, 2], nets["0.bias"][:, 2].abs() * outgoing)
+    assert last.shape == (3, 3)
+    group = next(name for name in SPEC.groups if ("0.bias", 0) in SPEC.occurrences[name])
+    same = scaled(SPEC, nets, {group: torch.linspace(0.1, 3, 15).view(3, 5).double()})
+    for one, other in zip(neuron_products(SPEC, same)[:2], (first, bias), strict=True):
+        torch.testing.assert_close(one, other)
+    # Without the way out nothing would stay.
+    assert not torch.allclose(same["0.bias"], nets["0.bias"], rtol=1e-2)
+
+
+def test_neurons_of_residual_nets_with_norms_have_products_and_joined_axes_none():
+    spec = SPECS["resnet"]
+    nets = random_nets(spec, 3)
+    assert all(bool((each > 0).all()) for each in neuron_products(spec, nets))
+    assert len(neuron_products(concatenated(), random_nets(concatenated(), 3))) == 0
+
+
+def test_one_net_of_huge_weights_leaves_the_others_apart():
+    nets = random_nets(SPEC, 50)
+    nets = {name: torch.cat([tensor[:-1], 30 * tensor[-1:]]) for name, tensor in nets.items()}
+    spreads = []
+    for name in ("statnn", "neuron_statistics"):
+        network = made(name)
+        network.fit_statistics(nets)
+        seen = []
+        with network.layers.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0])):
+            network(nets)
+        spreads.append(seen[0][:-1, 1].std())
+    assert spreads[1] > 5 * spreads[0]
 
 
 def test_parameters_of_roles_that_the_nets_lack_do_not_count_and_change_no_answer():

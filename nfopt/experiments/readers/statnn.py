@@ -19,12 +19,15 @@ def weight_statistics(question: Question, tensors: Tensors) -> Float[Tensor, "ne
     Those of Unterthiner et al. 2020 (arXiv 2002.11448, section 3): seven numbers per tensor, invariant.
     """
     counts = [torch.Size(shape).numel() for shape in question.shapes.values()]
-    found = []
-    for part in flatten(question, tensors).split(counts, dim=1):
-        levels = torch.tensor(QUANTILES, dtype=part.dtype, device=part.device)
-        found += [part.mean(1, keepdim=True), part.var(1, correction=0, keepdim=True)]
-        found.append(torch.quantile(part, levels, dim=1).mT)
-    return torch.cat(found, dim=1)
+    parts = flatten(question, tensors).split(counts, dim=1)
+    return torch.cat([statistics_of(part) for part in parts], dim=1)
+
+
+def statistics_of(values: Float[Tensor, "nets values"]) -> Float[Tensor, "nets 7"]:
+    """Return mean, variance and the quantiles 0, 1/4, 1/2, 3/4, 1 of each row."""
+    levels = torch.tensor(QUANTILES, dtype=values.dtype, device=values.device)
+    moments = [values.mean(1, keepdim=True), values.var(1, correction=0, keepdim=True)]
+    return torch.cat([*moments, torch.quantile(values, levels, dim=1).mT], dim=1)
 
 
 class StatNN(WeightReader):

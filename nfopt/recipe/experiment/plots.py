@@ -52,7 +52,7 @@ def _draw_bars(report: Report, path: Path) -> None:
     axes = figure.subplots()
     for i, cell in enumerate(reversed(cells)):
         found = spread(cell.known)
-        ours = cell.reader.startswith(("role_tied", "neuron_tokens"))
+        ours = cell.reader.startswith(("role_tied", "neuron_"))
         colour = COLOURS[0] if ours else COLOURS[1]
         axes.barh(i, report.factor * found.mean, color=colour, alpha=0.55, height=0.7)
         if found.error is not None:
