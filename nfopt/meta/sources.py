@@ -8,6 +8,8 @@ import torch
 
 from nfopt.data import DATA_SETS, ImageData, Split, load_data
 from nfopt.errors import DataError, unknown_name
+from nfopt.meta.silhouettes import NAME as SILHOUETTES
+from nfopt.meta.silhouettes import silhouettes
 from nfopt.seeds import generator
 
 HELD_OUT = ("fashion_mnist", "cifar10")
@@ -19,7 +21,7 @@ CLUTTERED = "mnist_cluttered"
 
 def source_names() -> list[str]:
     """Return the names that `load_source` knows."""
-    return sorted([*DATA_SETS, *TEACHERS, CLUTTERED])
+    return sorted([*DATA_SETS, *TEACHERS, CLUTTERED, SILHOUETTES])
 
 
 @lru_cache(maxsize=16)
@@ -38,6 +40,8 @@ def load_source(name: str, side: int, device: torch.device | str = "cpu") -> Ima
         return replace(here, **there)
     if name == CLUTTERED:
         return _cluttered(load_data("mnist", resize=side))
+    if name == SILHOUETTES:
+        return silhouettes(side)
     return _teacher(name, side) if name in TEACHERS else load_data(name, resize=side)
 
 

@@ -1,7 +1,7 @@
 """A heat of the race: one task at one length, and what each method still has to train in it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field
@@ -73,6 +73,10 @@ class Heat:
         """Return one training of this heat."""
         config = TrainingConfig(self.total_steps, self.task.batch_size, self.evaluate_every, seed)
         return Trial(self.name, self.task.data, self.task.model, options, config, self.device)
+
+    def planned(self, share: float) -> "Heat":
+        """Return the same heat over a share of its steps, for a training that is planned to be shorter."""
+        return replace(self, total_steps=max(round(share * self.total_steps), 1))
 
     def trainings_of(self, options: OptimizerOptions) -> int:
         """Return how many trainings a method takes in all."""

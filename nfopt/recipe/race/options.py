@@ -44,6 +44,8 @@ class RaceRecipe(Recipe):
         processes: trainings at a time, each in a process of its own.
         threads: threads of each training.
         device: "auto", "cpu", "cuda" or "cuda:0".
+        planned: shares of a heat's length. Methods without `tune` are also trained over so many steps, their
+            schedules ending there: how short a training may be planned that ends at a tuned method's loss.
         only: the part of the race to run now.
     """
 
@@ -60,6 +62,7 @@ class RaceRecipe(Recipe):
     tuning_seeds: Annotated[tuple[Index, ...], Field(min_length=1)] = (100,)
     seeds: Annotated[tuple[Index, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     unreached_factor: Positive = 2.0
+    planned: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
     processes: Count = 1
     threads: Count = 1
     device: DeviceName = "auto"
@@ -102,6 +105,8 @@ class RaceRecipe(Recipe):
         if shared:
             message = f"must not hold a reported seed, by which nothing may be chosen: {shared}."
             faults.append((("tuning_seeds",), message))
+        if list(self.planned) != sorted(set(self.planned)):
+            faults.append((("planned",), "must rise from share to share, each given once."))
         return faults
 
     def _budget_faults(self) -> list[tuple[tuple[str | int, ...], str]]:
@@ -139,15 +144,23 @@ def heats(recipe: RaceRecipe) -> list[Heat]:
 
 
 def entrants(recipe: RaceRecipe) -> list[Entrant]:
-    """Return every method in every heat that the recipe's `only` asks for."""
+    """Return every method in every heat that the recipe's `only` asks for, planned lengths included."""
     only = recipe.only
-    return [
-        Entrant(heat, key, options)
+    found = [
+        Entrant(of_length, key, options)
         for heat in heats(recipe)
         if only.tasks is None or heat.name in only.tasks or heat.task_name in only.tasks
         for key, options in recipe.methods.items()
         if only.methods is None or key in only.methods
+        for of_length in (heat, *planned_heats(recipe, heat, key).values())
     ]
+    # A planned length may be that of another heat: then its trainings are those.
+    return list({(entrant.key, entrant.heat.name): entrant for entrant in found}.values())
+
+
+def planned_heats(recipe: RaceRecipe, heat: Heat, key: str) -> dict[float, Heat]:
+    """Return the shorter heats, by share, that a method runs besides; none for one that is tuned."""
+    return {} if recipe.methods[key].tune else {share: heat.planned(share) for share in recipe.planned}
 
 
 RaceRecipe.not_the_experiment = frozenset(RaceRecipe.model_fields) - {"kind", "threads", "device"}

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from nfopt.progress import Progress
+from nfopt.recipe.compare.comparison import Method
 from nfopt.recipe.inputs import device_of
 from nfopt.recipe.job import JobResult, RunContext, job
 from nfopt.recipe.race.crew import crew_of
 from nfopt.recipe.race.heat import Heat, standing
-from nfopt.recipe.race.options import RaceRecipe, entrants, heats
+from nfopt.recipe.race.options import RaceRecipe, entrants, heats, planned_heats
 from nfopt.recipe.race.report import report
 from nfopt.recipe.race.scores import HeatResult
 from nfopt.recipe.race.search import candidate_count
@@ -21,7 +22,7 @@ from nfopt.recipe.trial import loaded
 
 def plan_race(recipe: RaceRecipe) -> list[str]:
     """Return what a run would do."""
-    lines, total = [], 0
+    lines = []
     wanted = entrants(recipe)
     for heat in heats(recipe):
         here = [entrant for entrant in wanted if entrant.heat == heat]
@@ -29,11 +30,13 @@ def plan_race(recipe: RaceRecipe) -> list[str]:
             lines.append(f"{heat.name}: not in this part")
             continue
         count = sum(heat.trainings_of(entrant.options) for entrant in here)
-        total += count * heat.total_steps
+        planned = sum(len(planned_heats(recipe, heat, entrant.key)) for entrant in here) * len(heat.seeds)
         lines.append(
             f"{heat.name}: {heat.task.model.name} on {heat.task.data.name}, {len(here)} methods, "
             f"{heat.search} search, {count} trainings of {heat.total_steps} steps"
+            + (f", {planned} of planned lengths" if planned else "")
         )
+    total = sum(entrant.heat.trainings_of(entrant.options) * entrant.heat.total_steps for entrant in wanted)
     tried = max(candidate_count(options, recipe.search) for options in recipe.methods.values())
     lines.append(
         f"settings tried for each tuned method: {tried}, on tuning seeds {_listed(recipe.tuning_seeds)}"
@@ -69,11 +72,20 @@ def run_race(recipe: RaceRecipe, context: RunContext) -> JobResult:
 def _result(recipe: RaceRecipe, heat: Heat, archive: Archive) -> HeatResult:
     """Return a heat from what the folder holds, whether or not this run was asked for it."""
     standings = {key: standing(heat, key, options, archive) for key, options in recipe.methods.items()}
+    planned: dict[str, dict[float, Method]] = {}
+    for key, options in recipe.methods.items():
+        shorter = {
+            share: standing(of_length, key, options, archive).method
+            for share, of_length in planned_heats(recipe, heat, key).items()
+        }
+        through = {share: method for share, method in shorter.items() if method is not None}
+        planned |= {key: through} if through and len(through) == len(shorter) else {}
     return HeatResult(
         heat,
         {key: state.method for key, state in standings.items() if state.method is not None},
         {key: state.total - state.done for key, state in standings.items() if state.method is None},
         recipe.unreached_factor,
+        planned,
     )
 
 

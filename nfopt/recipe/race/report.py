@@ -11,7 +11,14 @@ from nfopt.recipe.job import JobResult, Table
 from nfopt.recipe.race.options import RaceRecipe
 from nfopt.recipe.race.plots import plot_losses, plot_targets
 from nfopt.recipe.race.scores import HeatResult, Pace
-from nfopt.recipe.race.tables import StepSeconds, final_table, missing_table, pace_table, step_time_table
+from nfopt.recipe.race.tables import (
+    StepSeconds,
+    final_table,
+    missing_table,
+    pace_table,
+    planned_table,
+    step_time_table,
+)
 from nfopt.recipe.race.verdict import Judge, verdict_json, verdict_table
 
 LIBRARIES = ("torch", "timm", "pytorch-optimizer")
@@ -35,6 +42,9 @@ def report(recipe: RaceRecipe, results: list[HeatResult], seconds: StepSeconds, 
         tables.append(pace_table(results, keys, reference, labels))
         if seconds:
             tables.append(pace_table(results, keys, reference, labels, seconds))
+    for reference in recipe.references:
+        planned = planned_table(results, keys, reference, labels)
+        tables += [planned] if planned is not None else []
     if seconds:
         tables.append(step_time_table(results, keys, recipe.references[0], labels, seconds))
     missing = missing_table(results, labels)
@@ -63,6 +73,7 @@ def _as_json(recipe: RaceRecipe, result: HeatResult) -> dict[str, JsonValue]:
     methods: dict[str, JsonValue] = {}
     for key, method in result.methods.items():
         paces = {reference: result.pace(key, reference) for reference in recipe.references}
+        shares = {reference: result.planned_pace(key, reference) for reference in recipe.references}
         others = [*recipe.ablations, *recipe.references]
         methods[key] = {
             "chosen": plain(method.options),
@@ -73,6 +84,9 @@ def _as_json(recipe: RaceRecipe, result: HeatResult) -> dict[str, JsonValue]:
             ],
             "steps_to_target": {
                 name: None if pace is None else _pace_as_json(pace) for name, pace in paces.items()
+            },
+            "steps_to_plan_for": {
+                name: None if pace is None else _pace_as_json(pace) for name, pace in shares.items()
             },
             "final_loss_minus": {
                 other: {

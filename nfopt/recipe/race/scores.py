@@ -5,11 +5,14 @@ evaluation at or below it, once; the curves are not smoothed. The tuned method i
 rule, so that its own fraction is 1, and a loss that it passed early and came back to makes no other look
 fast. A fraction is steps over those steps of the same seed. A seed that never is there counts as
 `unreached_factor` times the full length, and is counted.
+
+The same in planned steps: a training that is planned to be shorter, its schedule ending there, is there if it
+ends at or below the target. What counts is the least share of the full length from which on every one does.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean, stdev
 
@@ -79,12 +82,14 @@ class HeatResult:
         methods: the methods that are through, by key, in the recipe's order.
         missing: trainings still to be done, by key of a method that is not through.
         unreached_factor: what an unreached target counts as, in full lengths.
+        planned: trainings of planned lengths, by method and by share of the full length.
     """
 
     heat: Heat
     methods: Mapping[str, Method]
     missing: Mapping[str, int]
     unreached_factor: float
+    planned: Mapping[str, Mapping[float, Method]] = field(default_factory=dict)
 
     def pace(self, key: str, reference: str) -> Pace | None:
         """Return how soon a method is at a reference's final loss; None unless both are through."""
@@ -108,6 +113,31 @@ class HeatResult:
         resolution = self.heat.evaluate_every
         counted = self.unreached_factor * self.heat.total_steps if steps is None else max(steps, resolution)
         return steps, counted / max(own, resolution)
+
+    def planned_pace(self, key: str, reference: str) -> Pace | None:
+        """Return how short a training may be planned to end at a reference's final loss; None if not run."""
+        if key not in self.methods or reference not in self.methods or key not in self.planned:
+            return None
+        lengths = {**self.planned[key], 1.0: self.methods[key]}
+        found = [
+            self._least_share([(share, method.runs[seed]) for share, method in lengths.items()], other)
+            for seed, other in enumerate(self.methods[reference].runs)
+        ]
+        steps = [None if share is None else round(share * self.heat.total_steps) for share, _ in found]
+        return Pace(tuple(steps), tuple(fraction for _, fraction in found))
+
+    def _least_share(
+        self, runs: Sequence[tuple[float, Curve]], reference: Curve
+    ) -> tuple[float | None, float | None]:
+        """Return share and fraction of one seed, from runs by rising share."""
+        if reference.diverged_at is not None:
+            return None, None
+        least = None
+        for share, run in reversed(runs):
+            if run.diverged_at is not None or run.val_loss[-1] > reference.val_loss[-1]:
+                break
+            least = share
+        return least, self.unreached_factor if least is None else least
 
     def difference(
         self, key: str, other: str, split: str, scale: Callable[[float], float] = float
@@ -173,6 +203,8 @@ def overall(
     key: str,
     reference: str,
     weight: Mapping[str, float] | None = None,
+    *,
+    planned: bool = False,
 ) -> Overall:
     """Return a method's pace over all heats in which it and the reference are through.
 
@@ -182,11 +214,12 @@ def overall(
         reference: the tuned method whose final loss is the target.
         weight: a factor on each heat's mean by its name (the ratio of step times); None for 1. Heats without
             one are left out.
+        planned: in planned steps.
     """
     paces = {
         result.heat.name: pace
         for result in results
-        if (pace := result.pace(key, reference)) is not None
+        if (pace := (result.planned_pace if planned else result.pace)(key, reference)) is not None
         and pace.mean is not None
         and (weight is None or result.heat.name in weight)
     }

@@ -124,6 +124,39 @@ def pace_table(
     return Table(title, _heads(keys, labels), tuple(rows), tuple(notes))
 
 
+def planned_table(
+    results: Sequence[HeatResult], keys: Sequence[str], reference: str, labels: Mapping[str, str]
+) -> Table | None:
+    """Return how short a training may be planned to end at the reference's loss; None if nothing was run.
+
+    Args:
+        results: the heats.
+        keys: the methods; those that were trained over planned lengths get a column.
+        reference: the tuned method.
+        labels: how methods are called.
+    """
+    run = [key for key in keys if any(result.planned_pace(key, reference) for result in results)]
+    if not run:
+        return None
+    rows = []
+    for result in results:
+        paces = [result.planned_pace(key, reference) for key in run]
+        cells = ["-" if p is None or p.mean is None else _with_count(p.mean, p.unreached) for p in paces]
+        rows += [(result.heat.name, *cells)] if any(paces) else []
+    totals = [overall(results, key, reference, planned=True) for key in run]
+    cells = ["-" if t.mean is None else _with_count(t.mean, t.unreached) for t in totals]
+    rows.append(("geometric mean", *cells))
+    tried = sorted({share for result in results for key in run for share in result.planned.get(key, {})})
+    notes = (
+        f"The least share of {labels[reference]}'s steps from which on every training that is planned for so "
+        "many, its schedule ending there, ends at or below the target, seed by seed: geometric means. "
+        f"Tried: {', '.join(f'{share:g}' for share in (*tried, 1))}. In brackets the number of seeds that "
+        f"end above it at full length; each counts as {results[0].unreached_factor:g}.",
+    )
+    title = f"Steps to plan for, to end at the final validation loss of {labels[reference]}"
+    return Table(title, _heads(run, labels), tuple(rows), notes)
+
+
 def _heads(keys: Sequence[str], labels: Mapping[str, str]) -> tuple[str, ...]:
     """Return headings over two lines where a label has two parts."""
     return ("", *(labels[key].replace(" ", "\n").replace("-", "-\n") for key in keys))

@@ -209,6 +209,8 @@ def test_the_name_of_a_training_depends_on_all_that_its_numbers_do(file):
         ("only.methods=[plian]", "Did you mean 'plain'"),
         ("tasks={a b: {data: {name: digits}, model: {name: mlp}, total_steps: [3]}}", "is no name"),
         ("tasks.small.total_steps=[]", "at least 1"),
+        ("planned=[0.5, 0.25]", "must rise"),
+        ("planned=[1.0]", "less than 1"),
     ],
 )
 def test_every_kind_of_fault_is_found(file, override, part):
@@ -223,6 +225,25 @@ def test_the_plan_counts_trainings_and_says_what_is_left_out(file):
     assert "small-24: mlp on digits, 4 methods, coordinate search, 14 trainings of 24 steps" in plan
     assert f"{14 * 12 + 14 * 24} optimizer steps in all" in plan
     assert len(entrants(recipe)) == 8
+
+
+def test_planned_lengths_are_trained_by_untuned_methods_and_shared_with_heats_of_that_length(file, tmp_path):
+    setting = ["planned=[0.25, 0.5]", "only.tasks=[small]", f"output={tmp_path / 'out'}"]
+    recipe = load_recipe(file, setting).recipe
+    lengths = [(e.key, e.heat.total_steps) for e in entrants(recipe)]
+    assert lengths.count(("plain", 6)) == 1 and ("nominal", 3) in lengths and ("sgd", 6) not in lengths
+    assert (
+        "small-24: mlp on digits, 4 methods, coordinate search, 14 trainings of 24 steps, 8 of"
+        in "\n".join(plan_race(recipe))
+    )
+    outcome = run_recipe(load_recipe(file, setting))
+    table = tables(outcome)["Steps to plan for, to end at the final validation loss of AdamW"]
+    assert [row[0] for row in table.rows] == ["small-12", "small-24", "geometric mean"]
+    shares = outcome.result.results["heats"]["small-24"]["methods"]["plain"]["steps_to_plan_for"]["adamw"]
+    assert set(shares["fractions"]) <= {0.25, 0.5, 1.0, 2.0}
+    # Half of 24 steps is the heat of 12 steps itself: the same trainings, which are there once.
+    pieces = [path.name for path in (tmp_path / "out" / "pieces").iterdir()]
+    assert len([name for name in pieces if name.startswith("small-12-nfopt")]) == 2
 
 
 def test_the_smoke_race_runs(tmp_path):

@@ -1,6 +1,7 @@
 """Scores of a race against hand-counted ones; nothing is left out unseen."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from nfopt.recipe.inputs import DataOptions, ModelOptions
 from nfopt.recipe.optimizers import AdamWOptions
 from nfopt.recipe.race.heat import Heat, RaceTask
 from nfopt.recipe.race.scores import HeatResult, geometric_mean, mean_and_error, overall
+from nfopt.recipe.race.tables import planned_table
 from nfopt.training import Curve
 
 DIVERGED = Curve([0], [2.0], [2.0], {}, diverged_at=5)
@@ -73,6 +75,37 @@ def test_a_method_that_is_not_through_has_no_scores():
     assert found.pace("m", "ref") is None
     assert found.difference("m", "ref", "val") is None
     assert found.difference("ref", "m", "val") is None
+
+
+def planned(**shares):
+    options = AdamWOptions(name="adamw")
+    return {
+        key: {share: Method(key, key, options, (), tuple(runs)) for share, runs in found.items()}
+        for key, found in shares.items()
+    }
+
+
+def test_the_planned_length_is_the_least_from_which_on_every_one_ends_at_the_target():
+    low, high = curve(9, 1.0), curve(9, 1.5)
+    found = result(ref=[curve(9, 8, 7, 6, 1.2)] * 2, m=[low, high])
+    lengths = planned(m={0.25: [low, low], 0.5: [high, low], 0.75: [low, low]})
+    found = replace(found, planned=lengths)
+    pace = found.planned_pace("m", "ref")
+    # The first seed is below the target at a quarter too, but not at a half; the second not at full length.
+    assert (pace.steps, pace.fractions, pace.unreached) == ((15, None), (0.75, 2.0), 1)
+    assert overall([found], "m", "ref", planned=True).mean == pytest.approx(math.sqrt(0.75 * 2))
+    assert found.planned_pace("ref", "ref") is None
+    table = planned_table([found], ["m", "ref"], "ref", {"m": "mine", "ref": "theirs"})
+    assert table.columns == ("", "mine")
+    assert table.rows[0] == ("toy-20", "1.22 (1)")
+
+
+def test_a_planned_training_that_diverged_is_not_there_and_one_without_a_target_is_left_out():
+    low = curve(9, 1.0)
+    found = result(ref=[curve(9, 1.2), DIVERGED], m=[low, low])
+    found = replace(found, planned=planned(m={0.5: [DIVERGED, low]}))
+    assert found.planned_pace("m", "ref").fractions == (1.0, None)
+    assert planned_table([result(ref=[low], m=[low])], ["m"], "ref", {"m": "m", "ref": "r"}) is None
 
 
 def test_differences_are_paired():
