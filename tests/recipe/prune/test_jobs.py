@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -144,6 +146,11 @@ def test_every_kind_of_fault_is_found(tmp_path, text, override, part):
     faults = recipe_faults(tmp_path / "small.yaml", [override])
     assert len(faults) == 1
     assert part in str(faults[0])
+
+
+@pytest.mark.parametrize("name", ["prune_mask", "prune_train", "prune_gradual", "prune_channels"])
+def test_the_recipes_that_come_along_have_no_faults(name):
+    assert not recipe_faults(Path(__file__).parents[3] / "recipes" / f"{name}.yaml")
 
 
 def test_plans_say_what_would_be_done(tmp_path):

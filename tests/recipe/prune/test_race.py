@@ -137,6 +137,7 @@ def test_every_kind_of_fault_is_found(tmp_path, override, part):
         "prune_core_mnist",
         "prune_long",
         "prune_ticket_smoke",
+        "prune_at_init",
     ],
 )
 def test_the_recipes_that_come_along_have_no_faults(name):
