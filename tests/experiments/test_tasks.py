@@ -1,6 +1,7 @@
 import pytest
 import torch
 from scipy.stats import kendalltau
+from sklearn.linear_model import LinearRegression
 from sklearn.metrics import accuracy_score, mean_squared_error
 
 from nfopt.errors import UnknownNameError
@@ -129,6 +130,18 @@ def test_the_target_of_an_edit_is_the_operation_on_what_the_net_renders(edit):
     assert found["mse"] == pytest.approx(task.floor(ZOO, targets, "test")[1])
     error = (shown - wanted)[ZOO.side == 2].square().mean().item()
     assert found["mse"] == pytest.approx(error, rel=1e-5)
+
+
+@pytest.mark.parametrize("edit", sorted(IMAGE_EDITS))
+def test_the_best_change_of_grey_values_is_the_linear_regression_of_the_train_sides_pixels(edit):
+    task, shown = editing(edit), render(ZOO.tensors, 7)
+    wanted, pixels = (images.flatten(1).double().numpy() for images in (IMAGE_EDITS[edit](shown), shown))
+    train, test = (ZOO.side == 0).numpy(), (ZOO.side == 2).numpy()
+    line = LinearRegression().fit(pixels[train].reshape(-1, 1), wanted[train].flatten())
+    error = mean_squared_error(wanted[test].flatten(), line.predict(pixels[test].reshape(-1, 1)))
+    what = task.floor(ZOO, task.targets(ZOO), "test")[0]
+    assert what.startswith("the nets left alone")
+    assert float(what.split()[-1]) == pytest.approx(error, rel=5e-3)
 
 
 def test_an_edit_that_hits_the_target_has_no_error():

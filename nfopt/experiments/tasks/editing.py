@@ -109,8 +109,21 @@ class Editing(Task):
         return {"mse": torch.cat(errors).mean().item()}
 
     def floor(self, zoo: Zoo, targets: Mapping[str, Tensor], side: str) -> tuple[str, float]:
-        """Return the error of leaving the nets alone."""
-        return "the nets left alone", targets["untouched"][zoo.side == SIDES.index(side)].mean().item()
+        """Return the error of leaving the nets alone, and in words that of the best change of grey values.
+
+        The latter is one factor and one shift for all pixels of all nets, fitted on the train side: what an
+        edit comes to that knows of brightness and contrast and nothing of shape.
+        """
+        here = zoo.side == SIDES.index(side)
+        wanted = targets["image"].double()
+        with torch.no_grad():
+            shown = torch.cat([self.render(part) for part in _batches(zoo.tensors)]).double()
+        x, y = shown[zoo.side == 0], wanted[zoo.side == 0]
+        factor = ((x - x.mean()) * (y - y.mean())).mean() / x.var(correction=0).clamp(min=1e-12)
+        greys = y.mean() + factor * (shown[here] - x.mean())
+        error = (greys - wanted[here]).square().mean().item()
+        untouched = targets["untouched"][here].mean().item()
+        return f"the nets left alone; with the best one change of grey values {error:.3g}", untouched
 
 
 def as_images(pixels: Float[Tensor, "nets pixels"]) -> Float[Tensor, "nets height width"]:
