@@ -20,6 +20,7 @@ from nfopt.editing import METHODS, Method
 from nfopt.meta.editor_contest import UNEDITED, Arena, Stream, contest, oracle_net
 from nfopt.meta.editor_contest import accuracy as accuracy_of
 from nfopt.meta.editor_nets import train_in_turn
+from nfopt.meta.editor_streams import ORDERS, batches_of, stream_accuracy
 from nfopt.meta.editor_tasks import CLEAN
 from nfopt.models import build_model
 from nfopt.recipe.adapt.train_editor_options import Pictures
@@ -36,6 +37,7 @@ ENTRANTS = (
     "bn-eb=bn-eb",
 )
 ORACLE = "oracle"
+STREAM_IMAGES = 320
 
 
 def entrant(text: str) -> tuple[str, Method]:
@@ -96,29 +98,51 @@ def measured(
                     )
                     kept.append([*key, trial.target, trial.clean])
                     known.add(key)
+        if options.stream:
+            streamed(net, arena, [*where, options.stream], methods, kept)
         (options.folder / "trials.json").write_text(json.dumps(kept))
+
+
+def streamed(
+    net: nn.Module, arena: Arena, where: list[Any], methods: dict[str, Method | None], kept: list[Any]
+) -> None:
+    """Add the accuracy of one net along streams at random and sorted by class, edits reset and carried on."""
+    known = {tuple(row[:6]) for row in kept}
+    text, domain, images = where
+    seed, number = map(int, text.split(":"))
+    split = arena.seen[domain][torch.arange(STREAM_IMAGES)]
+    for order in ORDERS:
+        batches = batches_of(split, images, order, derive_seed(seed, "stream", number))
+        for carried in (False, True):
+            for name, method in methods.items():
+                key = (*where, f"{order}, {'carried on' if carried else 'reset'}", name, repr(method))
+                if key not in known and not (method is None and carried):
+                    found = stream_accuracy(net, method, batches, seed, carried=carried)
+                    kept.append([*key, found, 0.0])
 
 
 def summary(rows: Sequence[Sequence[Any]]) -> str:
     """Return means over domains by method and number of images, and each before the others, paired by net."""
     lines = []
     nets = sorted({row[0] for row in rows})
-    for clean in (False, True):
-        for images in sorted({row[2] for row in rows} - {0}):
-            chosen = [r for r in rows if r[2] == images and (r[1] == CLEAN) == clean]
-            means: dict[str, dict[str, float]] = {}
-            for name in dict.fromkeys(r[4] for r in chosen):
-                for net in nets:
-                    mine = [r for r in chosen if r[4] == name and r[0] == net]
-                    by_domain = [
-                        fmean(r[6] for r in mine if r[1] == d) for d in dict.fromkeys(r[1] for r in mine)
-                    ]
-                    if by_domain:
-                        means.setdefault(name, {})[net] = 100 * fmean(by_domain)
-            if means:
-                lines.append(f"{images} images{', clean' if clean else ''}")
-            lines += [_line(name, found, means) for name, found in means.items()]
+    for title in dict.fromkeys(map(_title, rows)):
+        chosen = [row for row in rows if _title(row) == title and row[4] != ORACLE]
+        means: dict[str, dict[str, float]] = {}
+        for name in dict.fromkeys(row[4] for row in chosen):
+            for net in nets:
+                mine = [r for r in chosen if r[4] == name and r[0] == net]
+                by_domain = [
+                    fmean(r[6] for r in mine if r[1] == d) for d in dict.fromkeys(r[1] for r in mine)
+                ]
+                if by_domain:
+                    means.setdefault(name, {})[net] = 100 * fmean(by_domain)
+        lines += [title, *(_line(name, found, means) for name, found in means.items())] if means else []
     return "\n".join(lines)
+
+
+def _title(row: Sequence[Any]) -> str:
+    stream = f", a stream, {row[3]}" if isinstance(row[3], str) else ""
+    return f"{row[2]} images{', clean' if row[1] == CLEAN else ''}{stream}"
 
 
 def _line(name: str, found: dict[str, float], means: dict[str, dict[str, float]]) -> str:
@@ -141,6 +165,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--clean", action="store_true", help="test on clean images, too")
     parser.add_argument("--oracle", action="store_true")
+    parser.add_argument("--stream", type=int, default=0, help="images in a batch of a stream; 0 for none")
     parser.add_argument("--total-steps", type=int, default=1200)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -34,6 +34,7 @@ class EmpiricalBayesStatistics(Method):
     statistics are those of the mean of the shift given d, t (t I + S)^-1 d. In directions in which images
     differ much (light, contrast, what they show) little is taken from few of them, in all others nearly
     everything; a layer that has not moved farther than chance stays. The more images, the nearer to `bn`.
+    It costs two eigendecompositions of a C x C matrix for each layer.
 
     Source: Efron & Morris 1973, "Stein's estimation rule and its competitors: an empirical Bayes approach".
 
