@@ -15,7 +15,7 @@ from nfopt.meta.task import Task, Tensors
 from nfopt.meta.theta import ThetaLayout
 from nfopt.meta.unroll import TruncatedUnroll
 from nfopt.optim import LearnedUpdateRule
-from nfopt.optim.schedule import linear_schedule
+from nfopt.optim.schedule import built_in_schedule
 
 NOMINAL = "nominal point"
 HELD = "holding of decisions"
@@ -69,7 +69,8 @@ class RecordingRule:
         squares = log_gain.new_zeros(*log_gain.shape[:-1], count).index_add(-1, of, log_gain.square())
         entries = torch.bincount(of, minlength=count)
         spread = (squares / entries).sqrt()
-        factor = linear_schedule(progress) * torch.exp(chosen.log_step)
+        age = torch.full_like(chosen.log_step, step)
+        factor = built_in_schedule(progress, age) * torch.exp(chosen.log_step)
         parts = (factor, chosen.fast_share, torch.exp(chosen.log_decay), spread)
         self._rows.append(torch.stack([part.mean(0) for part in parts]))
         self._progress.append(progress)

@@ -32,7 +32,7 @@ from nfopt.optim.holding import Holding, Whole
 from nfopt.optim.moments import MOMENTA, STEP, initial_state, weigh
 from nfopt.optim.observations import ENTRY_FEATURES, TENSOR_FEATURES, Observed
 from nfopt.optim.plan import Plan
-from nfopt.optim.schedule import linear_schedule
+from nfopt.optim.schedule import built_in_schedule
 from nfopt.optim.strips import strips_of
 from nfopt.symmetry import PermutationSpec
 from nfopt.weightspace.incidence import Incidence, MatrixLayout, build_incidence
@@ -232,7 +232,7 @@ class LearnedUpdateRule:
         entry_trust = trust.index_select(-1, self.incidence.entry_tensor)
         controls = controls_of(decisions.tensors, decisions.entries, trust, entry_trust)
 
-        scale = linear_schedule(progress)[..., None] if step_scale is None else step_scale
+        scale = built_in_schedule(progress[..., None], numbers.step) if step_scale is None else step_scale
         scale = scale.to(work) * numbers.finite[..., None]
         return Plan(
             incidence=self.incidence,

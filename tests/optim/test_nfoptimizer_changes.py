@@ -256,7 +256,7 @@ def test_a_model_that_changes_its_dtype_trains_on(dtype: torch.dtype, steps_befo
     take_steps(plain, other, 2)
     work = torch.promote_types(dtype, torch.float32)
     assert all(v.dtype == work for entry in optimizer.state.values() for v in entry.values())
-    tolerance = 0.1 if dtype == torch.bfloat16 else 5e-5  # float32 rounding, through two orthogonalisations
+    tolerance = 0.15 if dtype == torch.bfloat16 else 5e-5  # float32 rounding, through two orthogonalisations
     for mine, theirs in zip(weights(model), weights(plain), strict=True):
         assert mine.dtype == dtype
         assert torch.allclose(mine.float(), theirs, atol=tolerance)

@@ -11,7 +11,7 @@ from nfopt.optim import LearnedUpdateRule, RuleConfig, directions
 from nfopt.optim.directions import MomentumRates
 from nfopt.optim.dtypes import work_dtype
 from nfopt.optim.moments import DAMPED, SECOND, SKIPPED, STEP, TENSOR_STATE
-from nfopt.optim.schedule import linear_schedule
+from nfopt.optim.schedule import built_in_schedule
 from nfopt.symmetry import PermutationSpec
 from nfopt.weightspace.incidence import MatrixLayout
 from tests.optim.models import learned_checkpoint
@@ -45,7 +45,7 @@ def test_with_zero_output_layers_it_is_the_nominal_optimizer() -> None:
     rule = LearnedUpdateRule(SPEC, config)
     theta = {k: v.double() for k, v in rule.init_theta(torch.Generator().manual_seed(3)).items()}
     params, updates, _ = run(rule, theta, 4)
-    rates, factor = MomentumRates(), float(linear_schedule(HALF))
+    rates, factor = MomentumRates(), float(built_in_schedule(HALF, torch.tensor(4.0)))
     for name, shape in SHAPES.items():
         slow = fast = second = torch.zeros(shape, dtype=torch.float64)
         for i in range(4):
