@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nfopt.data import Split
-from nfopt.editing.norms import measure_statistics, norms_of, put_statistics
+from nfopt.editing.norms import batch_statistics, even_parts, measure_statistics, norms_of, put_statistics
 from nfopt.metrics import classification_scores
 
 OWN_STATISTICS = "source_own_statistics"
@@ -51,6 +51,8 @@ class Evidence:
         weight_changes: the same for parameters of two or more axes alone, whose scale is their own.
         deep_shift: RMS over the channels of the last BatchNorm layer of the change of their mean, in the
             base's deviations; None without BatchNorm.
+        target_shift: how far the target's own mean lies from the base's there, whatever the edit did with it,
+            less what the draw of the images explains; None without BatchNorm, and for one image alone.
     """
 
     before: Mapping[str, Answers]
@@ -58,6 +60,7 @@ class Evidence:
     changes: Mapping[str, float] = field(default_factory=dict)
     weight_changes: Mapping[str, float] = field(default_factory=dict)
     deep_shift: float | None = None
+    target_shift: float | None = None
 
 
 @torch.no_grad()
@@ -126,7 +129,8 @@ def gather(
     changes = relative_changes(before, after)
     weights = {name for name, parameter in base.named_parameters() if parameter.ndim >= 2}
     own = {name: change for name, change in changes.items() if name in weights}
-    return Evidence(said[0], said[1], changes, own, deep_shift(base, edited))
+    shifts = deep_shift(base, edited), target_shift(base, sets["target"][0], batch_size)
+    return Evidence(said[0], said[1], changes, own, *shifts)
 
 
 def deep_shift(base: nn.Module, edited: nn.Module) -> float | None:
@@ -145,6 +149,45 @@ def deep_shift(base: nn.Module, edited: nn.Module) -> float | None:
     deviation = (before.running_var.double() + before.eps).sqrt()
     shift = (after.running_mean.double() - before.running_mean.double()) / deviation
     return float(shift.square().mean().sqrt())
+
+
+@torch.no_grad()
+def target_shift(base: nn.Module, images: Tensor, batch_size: int = 256) -> float | None:
+    """Return how far images move the mean of the last BatchNorm layer's input, in the base's deviations.
+
+    The layers normalise by the images, as in `bn`, so that the answer is the same for every method. Of n
+    images whose own means of a channel have the variance s^2, the draw alone moves their mean by s^2 / n in
+    the square: with d the move in channel c, in deviations, the answer is
+
+        sqrt(max(0, mean_c (d_c^2 - s_c^2 / n)))
+
+    so that few images of all classes are not taken for images of one. None without BatchNorm, and for one
+    image, which says nothing of how images differ.
+    """
+    norms = norms_of(base)
+    if not norms or len(images) < 2:
+        return None
+    last = list(norms.values())[-1]
+    seen: list[Tensor] = []
+
+    def note(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0].double().flatten(2).mean(2) if inputs[0].ndim > 2 else inputs[0].double())
+
+    with batch_statistics(base):
+        hook = last.register_forward_pre_hook(note)
+        try:
+            for part in even_parts(images, batch_size):
+                base(part)
+        finally:
+            hook.remove()
+    if not seen:
+        return None
+    assert last.running_mean is not None
+    assert last.running_var is not None
+    by_image = torch.cat(seen) - last.running_mean.double()
+    by_image = by_image / (last.running_var.double() + last.eps).sqrt()
+    drawn = by_image.var(0) / len(by_image)
+    return float((by_image.mean(0).square() - drawn).mean().clamp(min=0).sqrt())
 
 
 def _logits_with_own_statistics(model: nn.Module, images: Tensor, batch_size: int) -> Tensor:

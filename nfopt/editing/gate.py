@@ -30,6 +30,8 @@ class Gate:
         max_deep_shift: refuse where the edit moves the means of the last BatchNorm layer by more deviations
             (RMS over channels) and the base was `sure`: the images show one class, or too few to measure by.
             A base that a corruption confuses puts all into one class too, but does not move those means.
+        max_target_shift: the same for what the images alone would move them by, whatever the edit took of it,
+            less what the draw of few images explains (`Evidence.target_shift`): the images show few classes.
         sure: mean confidence of the base on the target from which it is taken to know what it sees.
     """
 
@@ -42,6 +44,7 @@ class Gate:
     min_target_gain: float | None = 0.0
     one_class: float | None = 0.9
     max_deep_shift: float | None = 0.3
+    max_target_shift: float | None = 0.25
     sure: float = 0.7
 
     def __post_init__(self) -> None:
@@ -71,27 +74,32 @@ class Gate:
         return (first, *(check for check in checks if check is not None))
 
     def _several_classes(self, evidence: Evidence) -> Check | None:
-        before, shift = evidence.before["target"], evidence.deep_shift
-        sure = before.confidence >= self.sure
-        if shift is not None:
-            if self.max_deep_shift is None:
-                return None
-            one = sure and shift > self.max_deep_shift
-            says = (
-                f"the means of the last BatchNorm layer move by {shift:.2f} deviations, and the unedited "
-                f"model has a mean confidence of {before.confidence:.2f} ({self.max_deep_shift:g} is allowed "
-                f"from {self.sure:g} on)"
-            )
-        else:
+        before = evidence.before["target"]
+        if evidence.deep_shift is None:
             if self.one_class is None:
                 return None
-            one = sure and before.top_share >= self.one_class
+            few = before.top_share >= self.one_class
+            says = f"the unedited model puts {before.top_share:.0%} of the target images into one class, with"
+        else:
+            shifts = [
+                (how, shift, bound)
+                for how, shift, bound in (
+                    ("by the edit", evidence.deep_shift, self.max_deep_shift),
+                    ("by the images", evidence.target_shift, self.max_target_shift),
+                )
+                if shift is not None and bound is not None
+            ]
+            if not shifts:
+                return None
+            few = any(shift > bound for _, shift, bound in shifts)
+            moves = ", ".join(f"{how} {shift:.2f} ({bound:g} is allowed)" for how, shift, bound in shifts)
             says = (
-                f"the unedited model puts {before.top_share:.0%} of the target images into one class, with a "
-                f"mean confidence of {before.confidence:.2f}"
+                f"the means of the last BatchNorm layer move, in deviations, {moves}; the unedited model has"
             )
+        one = few and before.confidence >= self.sure
+        says += f" a mean confidence of {before.confidence:.2f} (bounds hold from {self.sure:g} on)"
         if one:
-            says += ": they look like images of one class, or are too few; give some of every class"
+            says += ": they look like images of one class or few, or are too few; give some of every class"
         return Check("several classes", not one, says)
 
     def _collapse(self, name: str, evidence: Evidence) -> Check | None:

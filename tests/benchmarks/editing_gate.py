@@ -1,7 +1,8 @@
 """How often the gate refuses harm, and how often it refuses good: usual edits and sabotaged ones, on digits.
 
 Bounds were chosen on the domains and nets of `--side tune`; the hit rate is measured on `--side test`, other
-nets and other domains.
+nets and other domains. Then methods of statistics on images of one, two and all classes, by the gate with and
+without its bound on what the images alone would move.
 
 python -m tests.benchmarks.editing_gate
 """
@@ -17,7 +18,21 @@ import torch
 from torch import nn
 
 from nfopt.data import Split, load_data
-from nfopt.editing import Domain, Evidence, Finetune, Gate, Method, Outcome, ShotIM, Task, Tent, gate_score
+from nfopt.editing import (
+    BatchNormStatistics,
+    Domain,
+    EmpiricalBayesStatistics,
+    Evidence,
+    Finetune,
+    Gate,
+    LearnedStatistics,
+    Method,
+    Outcome,
+    ShotIM,
+    Task,
+    Tent,
+    gate_score,
+)
 from nfopt.editing.adapt import adapt
 from nfopt.editing.evidence import Answers, gather
 from nfopt.editing.model_state import state_of
@@ -68,6 +83,28 @@ def edits(target: Split) -> dict[str, tuple[Split, str | Method, torch.Tensor | 
     }
 
 
+STATISTICS = {
+    "bn": BatchNormStatistics(),
+    "blended": BatchNormStatistics(source_count=16),
+    "bn-eb": EmpiricalBayesStatistics(),
+    "nf-bn": LearnedStatistics("statistics"),
+}
+
+
+def edits_by_classes(target: Split) -> dict[str, tuple[Split, str | Method, torch.Tensor | None]]:
+    """Return the same for methods of statistics, on images of one, two and all classes."""
+    shown = {
+        "one class": target[(target.labels == 3).nonzero()[:24, 0]],
+        "two classes": target[((target.labels == 3) | (target.labels == 8)).nonzero()[:32, 0]],
+        "all classes, 16": target[torch.arange(16)],
+    }
+    return {
+        f"{name}, {classes}": (images, method, None)
+        for classes, images in shown.items()
+        for name, method in STATISTICS.items()
+    }
+
+
 def nets(seeds: list[int], train: Split) -> list[nn.Module]:
     """Return digits nets with BatchNorm, trained side by side."""
     models = [
@@ -102,14 +139,19 @@ def evidence_rows(side: str, count: int) -> Iterator[dict[str, Any]]:
             )
             before = evaluate(model, test.images, test.labels).accuracy
             base = {key: tensor.clone() for key, tensor in state_of(model).items()}
-            for kind, (target, method, labels) in edits(seen).items():
+            groups = {"edits": edits(seen), "by classes": edits_by_classes(seen)}
+            kinds = [
+                (group, kind, *given) for group, every in groups.items() for kind, given in every.items()
+            ]
+            for group, kind, target, method, labels in kinds:
                 edit = adapt(model, target.images, method, labels=labels, source=source, gate=None)
                 edited = build_model("cnn", (1, 8, 8), 10, options={"channels": (8, 16, 16)}).eval()
                 edited.load_state_dict(edit.edited_state(base))
                 sets = {"target": (target.images, None), "source": (source.images, source.labels)}
                 evidence = gather(model, edited, sets, base, state_of(edited))
                 after = evaluate(edited, test.images, test.labels).accuracy
-                truth = {"seed": seed, "domain": name, "kind": kind, "before": before, "after": after}
+                truth = {"seed": seed, "domain": name, "group": group, "kind": kind}
+                truth |= {"before": before, "after": after}
                 yield {**truth, "evidence": asdict(evidence)}
 
 
@@ -120,7 +162,11 @@ def outcome(row: dict[str, Any], gate: Gate, *, source_kept: bool) -> Outcome:
         {name: Answers(**said) for name, said in found[when].items() if source_kept or name == "target"}
         for when in ("before", "after")
     ]
-    checks = gate.judge(Evidence(*sides, found["changes"], found["weight_changes"], found["deep_shift"]))
+    checks = gate.judge(
+        Evidence(
+            *sides, found["changes"], found["weight_changes"], found["deep_shift"], found["target_shift"]
+        )
+    )
     return Outcome(not any(check.passed is False for check in checks), row["before"], row["after"])
 
 
@@ -133,12 +179,21 @@ def main() -> None:
     rows = list(evidence_rows(arguments.side, arguments.seeds))
     if arguments.rows:
         arguments.rows.write_text(json.dumps(rows))
-    for setting, kept in (("target only", False), ("source kept", True)):
+    usual, by_classes = ([row for row in rows if row["group"] == group] for group in ("edits", "by classes"))
+    without = replace(Gate(), max_target_shift=None)
+    for setting, some, gate, kept in (
+        ("target only", usual, Gate(), False),
+        ("source kept", usual, Gate(), True),
+        ("target only, without max_target_shift", usual, without, False),
+        ("source kept, without max_target_shift", usual, without, True),
+        ("by classes, target only", by_classes, Gate(), False),
+        ("by classes, target only, without max_target_shift", by_classes, without, False),
+    ):
         print(f"\n{setting}, {arguments.seeds} nets, {len(DOMAINS[arguments.side])} domains; margin 1 point")
-        for kind in dict.fromkeys(row["kind"] for row in rows):
-            mine = [outcome(row, Gate(), source_kept=kept) for row in rows if row["kind"] == kind]
+        for kind in dict.fromkeys(row["kind"] for row in some):
+            mine = [outcome(row, gate, source_kept=kept) for row in some if row["kind"] == kind]
             print(f"  {kind:26} {gate_score(mine)}")
-        print(f"  {'all':26} {gate_score(outcome(row, Gate(), source_kept=kept) for row in rows)}")
+        print(f"  {'all':26} {gate_score(outcome(row, gate, source_kept=kept) for row in some)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfopt.editing import Answers, Evidence, Finetune, Gate, Outcome, adapt, gate_score
-from nfopt.editing.evidence import OWN_STATISTICS, answers, deep_shift, relative_changes
+from nfopt.editing.evidence import OWN_STATISTICS, answers, deep_shift, relative_changes, target_shift
 from nfopt.errors import EditingError
 from tests.editing.nets import mlp, moved, normed
 
@@ -25,6 +25,7 @@ def judged(
     weights=0.1,
     own=None,
     shift=None,
+    shown=None,
 ):
     """Return the names of the failed checks of an edit that changes nothing but what is given."""
     changed = {"target": target or {}, "source": source or {}, "held_out": held_out or {}}
@@ -32,7 +33,7 @@ def judged(
     said = {"target": replace(SAID, **(before or {})), "source": KNOWN, "held_out": KNOWN}
     said[OWN_STATISTICS] = KNOWN
     after = {name: replace(answer, **changed[name]) for name, answer in said.items()}
-    checks = gate.judge(Evidence(said, after, {"w": weights}, {"w": weights}, shift))
+    checks = gate.judge(Evidence(said, after, {"w": weights}, {"w": weights}, shift, shown))
     return {check.name for check in checks if check.passed is False}
 
 
@@ -55,6 +56,7 @@ def test_an_edit_that_changes_nothing_passes():
         ({"source": {"accuracy": 0.09}}, "accuracy on the source"),
         ({"own": {"accuracy": 0.54}}, "knowledge of the source"),
         ({"shift": 0.31}, "several classes"),
+        ({"shift": 0.0, "shown": 0.26}, "several classes"),
         ({"held_out": {"accuracy": 0.59}}, "accuracy on the target"),
         ({"before": {"top_share": 0.95, "confidence": 0.9}}, "several classes"),
     ],
@@ -74,6 +76,8 @@ def test_each_harm_fails_its_own_check_and_no_other(changes, failed):
         {"source": {"accuracy": 0.11}},
         {"own": {"accuracy": 0.56}},
         {"shift": 0.29},
+        {"shift": 0.29, "shown": 0.24},
+        {"shift": 0.0, "shown": 0.9, "before": {"confidence": 0.69}},
         {"shift": 0.9, "before": {"confidence": 0.69}},
         {"shift": 0.1, "before": {"top_share": 0.95, "confidence": 0.9}},
         {"held_out": {"accuracy": 0.6}},
@@ -96,6 +100,7 @@ def test_a_bound_of_none_leaves_its_check_away():
             own={"accuracy": 0.0},
             weights=9.0,
             shift=9.0,
+            shown=9.0,
         )
         == set()
     )
@@ -154,6 +159,57 @@ def test_the_deep_shift_counts_deviations_of_the_last_batchnorm_layer_alone():
     unmoved = torch.nn.Sequential(base, torch.nn.BatchNorm1d(3)).eval()
     assert deep_shift(unmoved, below) == 0
     assert deep_shift(mlp(), moved(mlp())) is None
+
+
+def test_the_shift_of_the_target_is_that_of_its_statistics_less_what_the_draw_explains():
+    model, shown = normed(), torch.randn(13, 2, 7, 7, generator=torch.Generator().manual_seed(2)) + 1
+    norm = model[1]
+    by_image = (model[0](shown).flatten(2).mean(2) - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    wanted = (by_image.mean(0) ** 2 - by_image.var(0) / 13).mean().sqrt()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert target_shift(model, shown, batch_size=4) == pytest.approx(float(wanted.detach()), rel=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(part.training for part in model.modules())
+    assert target_shift(model, shown[:1]) is None
+    assert target_shift(mlp(), torch.randn(3, 7)) is None
+
+
+METHODS_OF_STATISTICS = [
+    ("bn", {}),
+    ("bn", {"source_count": 48}),
+    ("bn-eb", {}),
+    ("nf-bn", {"checkpoint": "statistics"}),
+    ("finetune", {"statistics": "keep", "steps": 1}),
+]
+FEW_CLASSES = [
+    (classes, *method)
+    for classes in ((3,), (0, 1), (3, 8))
+    for method in METHODS_OF_STATISTICS
+    if len(classes) > 1 or method[0] != "finetune"  # which itself refuses labels of one class
+]
+
+
+def class_check(digits, method, options, domain, index):
+    images, _ = digits.domain(domain, len(digits.data.val))
+    shown = images[index]
+    edit = adapt(digits.model, shown.images, method, options=options, labels=shown.labels)
+    return next(check.passed for check in edit.history[0].checks if check.name == "several classes")
+
+
+@pytest.mark.parametrize("domain", ["clean", "brightness:3"])
+@pytest.mark.parametrize(("classes", "method", "options"), FEW_CLASSES)
+def test_images_of_one_or_two_classes_are_refused_whatever_the_method_takes_of_them(
+    digits, method, options, classes, domain
+):
+    index = torch.isin(digits.data.val.labels, torch.tensor(classes)).nonzero()[:, 0][: 24 * len(classes)]
+    assert class_check(digits, method, options, domain, index) is False
+
+
+@pytest.mark.parametrize("domain", ["clean", "brightness:3", "gaussian:3", "impulse:5"])
+@pytest.mark.parametrize(("method", "options"), METHODS_OF_STATISTICS)
+@pytest.mark.parametrize("count", [16, 64])
+def test_images_of_all_classes_are_not_taken_for_few_classes(digits, method, options, count, domain):
+    assert class_check(digits, method, options, domain, torch.arange(count))
 
 
 def test_statistics_alone_cost_no_knowledge_and_noise_does(digits):
