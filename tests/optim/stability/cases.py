@@ -113,7 +113,10 @@ REAL_CASES = (
         Problem("fashion_mnist", 5000, batch_images=8, hidden=(64, 64)),
         steps=400,
         total_steps=False,
-        fails={"default": "ends at 0.79, AdamW at 0.58: steps too large for noisy gradients, never decayed"},
+        fails={
+            "default": "ends at 0.79, AdamW at 0.58: steps too large for noisy gradients, never decayed",
+            "nominal": "ends at 0.68, AdamW at 0.58, likewise",
+        },
     ),
     Case(
         "Fashion-MNIST, half of the labels wrong",
