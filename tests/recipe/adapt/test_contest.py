@@ -76,7 +76,7 @@ def test_a_contest_that_was_stopped_is_not_begun_again(recipe, monkeypatch):
         ("source_count: [0.0, 8.0]", "source_cnt: [0.0]", "Did you mean 'source_count'"),
         ("source_count: [0.0, 8.0]", "source_count: [-1.0]", "at least 0"),
         ("  nf: {", "  oracle: {", "call the method otherwise"),
-        ("method: nf}", "method: fn}", "Known: bn, eata, finetune, nf, nf-bn"),
+        ("method: nf}", "method: fn}", "Known: bn, bn-eb, eata, finetune, nf, nf-bn"),
     ],
 )
 def test_faults_are_said_with_what_was_meant(tmp_path, old, new, says):
