@@ -151,7 +151,7 @@ def test_a_cuda_device_where_there_is_none_is_an_error(small, tmp_path):
 def test_every_recipe_of_the_repository_has_no_faults_and_a_plan(file):
     recipe = load_recipe(file)
     if file.stem == "adapt_folder":  # its pictures and weights are the user's
-        with pytest.raises(NfoptError, match="model.safetensors"):
+        with pytest.raises(NfoptError, match=r"model\.safetensors"):
             recipe.plan()
     else:
         assert recipe.plan()
