@@ -36,6 +36,11 @@ class Targets:
         return "\n".join(lines)
 
 
+def as_patterns(given: str | Sequence[str]) -> Sequence[str]:
+    """Return patterns as they are, and one that is given by itself as a sequence of one."""
+    return (given,) if isinstance(given, str) else given
+
+
 def find_targets(
     model: nn.Module, *, include: Sequence[str] | None = None, exclude: Sequence[str] = ()
 ) -> Targets:
@@ -51,8 +56,8 @@ def find_targets(
     Raises:
         PruningError: a pattern matches nothing, nothing is left, or a lazy layer has no weights yet.
     """
-    include = (include,) if isinstance(include, str) else include
-    exclude = (exclude,) if isinstance(exclude, str) else exclude
+    include = None if include is None else as_patterns(include)
+    exclude = as_patterns(exclude)
     parameters = prunable_parameters(model)
     lazy = [name for name, p in parameters.items() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:

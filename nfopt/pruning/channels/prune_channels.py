@@ -21,6 +21,7 @@ from nfopt.pruning.mask import model_digest
 from nfopt.pruning.prune import score_once
 from nfopt.pruning.scores import Batch, LossFunction, Score
 from nfopt.pruning.select import check_density, top
+from nfopt.pruning.targets import as_patterns
 from nfopt.symmetry import PermutationSpec, trace_permutation_spec, unwrap
 
 
@@ -152,8 +153,8 @@ def _check(density: float, scope: str, multiple_of: int) -> None:
 def _chosen_groups(
     spec: PermutationSpec, include: Sequence[str] | None, exclude: Sequence[str]
 ) -> tuple[str, ...]:
-    include = (include,) if isinstance(include, str) else include
-    exclude = (exclude,) if isinstance(exclude, str) else exclude
+    include = None if include is None else as_patterns(include)
+    exclude = as_patterns(exclude)
     names = list(spec.groups)
     if not names:
         raise nothing_removable(spec, {}, ())

@@ -79,7 +79,8 @@ def _result(recipe: RaceRecipe, heat: Heat, archive: Archive) -> HeatResult:
             for share, of_length in planned_heats(recipe, heat, key).items()
         }
         through = {share: method for share, method in shorter.items() if method is not None}
-        planned |= {key: through} if through and len(through) == len(shorter) else {}
+        if through and len(through) == len(shorter):
+            planned[key] = through
     return HeatResult(
         heat,
         {key: state.method for key, state in standings.items() if state.method is not None},

@@ -5,7 +5,7 @@ from statistics import fmean
 
 from nfopt.recipe.compare.comparison import Method, edges, spread
 from nfopt.recipe.job import Table
-from nfopt.recipe.race.scores import Difference, HeatResult, overall
+from nfopt.recipe.race.scores import Difference, HeatResult, Overall, Pace, overall
 from nfopt.recipe.timing import NO_UPDATE
 
 StepSeconds = Mapping[str, Mapping[str, float]]
@@ -107,7 +107,7 @@ def pace_table(
             r.heat.name: ratio for r in results if (ratio := _ratios([key], r, reference, seconds).get(key))
         }
         found = overall(results, key, reference, weight)
-        totals.append("-" if found.mean is None else _with_count(found.mean, found.unreached))
+        totals.append(_cell(found))
     rows.append(("geometric mean", *totals))
     unit = "Wall time" if seconds is not None else "Steps"
     share = f"{labels[reference]}'s own"
@@ -141,11 +141,10 @@ def planned_table(
     rows = []
     for result in results:
         paces = [result.planned_pace(key, reference) for key in run]
-        cells = ["-" if p is None or p.mean is None else _with_count(p.mean, p.unreached) for p in paces]
-        rows += [(result.heat.name, *cells)] if any(paces) else []
+        if any(paces):
+            rows.append((result.heat.name, *map(_cell, paces)))
     totals = [overall(results, key, reference, planned=True) for key in run]
-    cells = ["-" if t.mean is None else _with_count(t.mean, t.unreached) for t in totals]
-    rows.append(("geometric mean", *cells))
+    rows.append(("geometric mean", *map(_cell, totals)))
     tried = sorted({share for result in results for key in run for share in result.planned.get(key, {})})
     notes = (
         f"The least share of {labels[reference]}'s steps from which on every training that is planned for so "
@@ -173,13 +172,14 @@ def _ratios(
 
 def _pace_cell(result: HeatResult, key: str, reference: str, ratio: float | None) -> str:
     pace = result.pace(key, reference)
-    if pace is None or pace.mean is None or ratio is None:
+    return "-" if ratio is None else _cell(pace, ratio)
+
+
+def _cell(found: Pace | Overall | None, ratio: float = 1.0) -> str:
+    """Return a mean with the number of seeds that never reach the target; a dash where there is none."""
+    if found is None or found.mean is None:
         return "-"
-    return _with_count(pace.mean * ratio, pace.unreached)
-
-
-def _with_count(value: float, unreached: int) -> str:
-    return f"{value:.2f}" + (f" ({unreached})" if unreached else "")
+    return f"{found.mean * ratio:.2f}" + (f" ({found.unreached})" if found.unreached else "")
 
 
 def step_time_table(
