@@ -141,16 +141,15 @@ def test_a_layer_that_lacks_a_map_is_noticed():
 
 @pytest.mark.parametrize("name", ["mlp", "resnet", "rnn"])
 def test_every_output_depends_on_every_input_of_every_net_of_the_batch_alone(name):
-    layout = weight_layout(SPECS[name])
-    layer = dws(layout)
-    values = [v.requires_grad_() for v in random_values(layout, batch=(2,))]
-    outputs = layer(values)
-    for output in outputs:
-        # An index whose weight is not random would cancel: a random projection of the output does not.
-        direction = torch.randn(output[0].shape, generator=seeded(2), dtype=output.dtype)
-        gradients = torch.autograd.grad((output[0] * direction).sum(), values, retain_graph=True)
-        for gradient in gradients:
-            assert bool((gradient[0] != 0).all()) and not gradient[1].any()
+    for layout in layouts(SPECS[name]):
+        values = [v.requires_grad_() for v in random_values(layout, batch=(2,))]
+        outputs = dws(layout)(values)
+        for output in outputs:
+            # An index whose weight is not random would cancel: a random projection of the output does not.
+            direction = torch.randn(output[0].shape, generator=seeded(2), dtype=output.dtype)
+            gradients = torch.autograd.grad((output[0] * direction).sum(), values, retain_graph=True)
+            for gradient in gradients:
+                assert bool((gradient[0] != 0).all()) and not gradient[1].any()
 
 
 def test_each_output_element_hears_of_each_input_element():

@@ -61,6 +61,7 @@ def hnp(question: Question, width: int, generator: torch.Generator) -> nn.Module
 
 
 @reader("np", "NFN, NP")
+@reader("np_canonical", "NFN, NP + canonical", prepare="canonical")
 def np(question: Question, width: int, generator: torch.Generator) -> nn.Module:
     """Build neuron-permutation layers with learned positions of inputs and outputs (Zhou et al. 2023)."""
     return _functional(question, width, generator, "np")

@@ -173,6 +173,12 @@ def neuron_tokens(question: Question, width: int, generator: torch.Generator) ->
 
 
 @reader("neuron_tokens_compressed", "neuron tokens, compressed", heads=("invariant",))
+@reader(
+    "neuron_tokens_compressed_canonical",
+    "neuron tokens, compressed + canonical",
+    heads=("invariant",),
+    prepare="canonical",
+)
 def neuron_tokens_compressed(question: Question, width: int, generator: torch.Generator) -> NeuronTokens:
     """Build the network over tokens of neurons for zoos of which some nets are much larger than others."""
     return NeuronTokens(question, width, generator, compressed=True)
