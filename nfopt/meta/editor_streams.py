@@ -1,4 +1,4 @@
-"""Streams of target images, batch after batch: edits made anew for each, or carried on from the last."""
+"""Streams of target images: edits for each batch anew, or carried on; all, or those a gate accepts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from nfopt.data import Split
-from nfopt.editing import Method
+from nfopt.editing import Gate, Method
+from nfopt.editing.evidence import gather
+from nfopt.editing.model_state import state_of
 from nfopt.errors import EditingError
 from nfopt.meta.editor_contest import Stream, edited_net
 from nfopt.metrics import evaluate
@@ -27,16 +29,20 @@ class StreamTrial:
         domain: name of the domain.
         order: "shuffled", or "sorted" by class.
         carried: whether an edit starts from the one before ("continual") or from the base ("reset").
+        gated: whether edits that the gate refuses are left away.
         net: number of the net.
         accuracy: share of all images of the stream that the net, edited for their batch, tells right.
+        refused: share of the edits that the gate refused; 0 without a gate.
     """
 
     method: str
     domain: str
     order: Order
     carried: bool
+    gated: bool
     net: int
     accuracy: float
+    refused: float
 
 
 def batches_of(split: Split, images: int, order: Order, seed: int) -> list[Split]:
@@ -70,9 +76,10 @@ def stream_accuracy(
     seed: int,
     *,
     carried: bool,
+    gate: Gate | None = None,
     after_batch: Callable[[], None] = lambda: None,
-) -> float:
-    """Return the accuracy over a stream, each batch judged by the net that was edited for it.
+) -> tuple[float, float]:
+    """Return the accuracy over a stream, each batch judged by the net edited for it, and the share refused.
 
     Args:
         net: the base; it is not changed.
@@ -80,14 +87,23 @@ def stream_accuracy(
         batches: the stream.
         seed: of the edits.
         carried: whether an edit starts from the one before it.
+        gate: an edit that it refuses leaves the net as it was, as with `adapt`; None applies every edit.
         after_batch: told of every batch.
     """
-    current, hits, count = net, 0.0, 0
+    current, hits, count, refused = net, 0.0, 0, 0
     for number, batch in enumerate(batches):
         edited = edited_net(current, method, batch, Stream(len(batch)), derive_seed(seed, number))
+        if method is not None and gate is not None and not _accepted(gate, current, edited, batch):
+            edited, refused = current, refused + 1
         hits += len(batch) * evaluate(edited, batch.images, batch.labels).accuracy
         count += len(batch)
         if carried:
             current = edited
         after_batch()
-    return hits / count
+    return hits / count, refused / len(batches)
+
+
+def _accepted(gate: Gate, base: nn.Module, edited: nn.Module, batch: Split) -> bool:
+    sets = {"target": (batch.images, None)}
+    checks = gate.judge(gather(base, edited, sets, state_of(base), state_of(edited)))
+    return not any(check.passed is False for check in checks)

@@ -1,10 +1,11 @@
-"""How often the gate refuses harm, and how often it refuses good: usual edits and sabotaged ones, on digits.
+"""How often the gate refuses harm, and how often it refuses good: usual edits and sabotaged ones.
 
-Bounds were chosen on the domains and nets of `--side tune`; the hit rate is measured on `--side test`, other
-nets and other domains. Then methods of statistics on images of one, two and all classes, by the gate with and
-without its bound on what the images alone would move.
+Bounds were chosen on digits, on the domains and nets of `--side tune`; the hit rate is measured on `--side
+test`, other nets and other domains, and on other pictures by `--data`. Then methods of statistics on images
+of one, two and all classes, by the gate with and without its bound on what the images alone would move.
 
 python -m tests.benchmarks.editing_gate
+NFOPT_DATA=... python -m tests.benchmarks.editing_gate --data fashion_mnist
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nfopt.data import Split, load_data
+from nfopt.data import ImageData, Split, load_data
 from nfopt.editing import (
     BatchNormStatistics,
     Domain,
@@ -45,6 +46,31 @@ DOMAINS = {
     "test": ("contrast:5", "brightness:4", "defocus:5", "pixelate:4", "motion:3", "impulse:5", "rotation:2"),
 }
 FIRST_SEED = {"tune": 0, "test": 1000}
+KEPT_SOURCE, TEST_IMAGES = 128, 1000
+"""The last validation images are the kept source images, the first ones are seen through the domains."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A data set at a size that small nets learn in seconds: its options, their channels, their steps."""
+
+    options: Mapping[str, Any]
+    channels: tuple[int, ...]
+    total_steps: int
+
+    def net(self, data: ImageData, seed: int = 0) -> nn.Module:
+        """Return a fresh net with BatchNorm."""
+        options = {"channels": self.channels}
+        return build_model("cnn", data.in_shape, data.classes, seed=seed, options=options).eval()
+
+
+LARGER = {"n_train": 6000, "n_val": 600}
+PICTURES = {
+    "digits": Pictures({}, (8, 16, 16), 150),
+    "mnist": Pictures({"resize": 14, **LARGER}, (12, 24, 32), 250),
+    "fashion_mnist": Pictures({"resize": 14, **LARGER}, (12, 24, 32), 250),
+    "cifar10": Pictures({"resize": 16, **LARGER}, (12, 24, 32), 500),
+}
 
 
 @dataclass(frozen=True)
@@ -105,37 +131,39 @@ def edits_by_classes(target: Split) -> dict[str, tuple[Split, str | Method, torc
     }
 
 
-def nets(seeds: list[int], train: Split) -> list[nn.Module]:
-    """Return digits nets with BatchNorm, trained side by side."""
-    models = [
-        build_model("cnn", (1, 8, 8), 10, seed=seed, options={"channels": (8, 16, 16)}).eval()
-        for seed in seeds
-    ]
-    tensors = train_side_by_side(
-        models[0], stacked_state(models), train, total_steps=150, batch_size=64, lr=1e-2, seed=seeds[0]
-    )
+def nets(pictures: Pictures, data: ImageData, seeds: list[int], train: Split) -> list[nn.Module]:
+    """Return nets with BatchNorm, trained side by side."""
+    models = [pictures.net(data, seed) for seed in seeds]
+    how = {"total_steps": pictures.total_steps, "batch_size": 64, "lr": 1e-2, "seed": seeds[0]}
+    tensors = train_side_by_side(models[0], stacked_state(models), train, **how)
     for index, model in enumerate(models):
         model.load_state_dict({name: tensor[index] for name, tensor in tensors.items()}, strict=False)
         model.requires_grad_(False)
     return models
 
 
-def evidence_rows(side: str, count: int) -> Iterator[dict[str, Any]]:
+def evidence_rows(name: str, side: str, count: int) -> Iterator[dict[str, Any]]:
     """Yield for every edit its evidence, with kept source images, and the truth about it."""
-    data = load_data("digits", standardize=False)
-    mean, deviation = data.train.images.mean(), data.train.images.std()
+    pictures = PICTURES[name]
+    data = load_data(name, standardize=False, **pictures.options)
+    colours = (0, 2, 3)
+    mean, deviation = (
+        found(data.train.images, dim=colours, keepdim=True) for found in (torch.mean, torch.std)
+    )
 
     def prepared(split: Split) -> Split:
         return replace(split, images=(split.images - mean) / deviation)
 
-    source = prepared(data.val[torch.arange(232, 360)])
+    unseen = len(data.val) - KEPT_SOURCE
+    source = prepared(data.val[torch.arange(unseen, len(data.val))])
+    judges = data.test[torch.arange(min(TEST_IMAGES, len(data.test)))]
     seeds = [FIRST_SEED[side] + index for index in range(count)]
-    for seed, model in zip(seeds, nets(seeds, prepared(data.train)), strict=True):
-        for name in DOMAINS[side]:
-            generator, domain = torch.Generator().manual_seed(seed), Domain.parse(name)
+    for seed, model in zip(seeds, nets(pictures, data, seeds, prepared(data.train)), strict=True):
+        for domain_name in DOMAINS[side]:
+            generator, domain = torch.Generator().manual_seed(seed), Domain.parse(domain_name)
             seen, test = (
-                prepared(replace(split, images=domain(split.images, generator)))
-                for split in (data.val[torch.arange(232)], data.test)
+                prepared(replace(split, images=domain(split.images.clamp(0, 1), generator)))
+                for split in (data.val[torch.arange(unseen)], judges)
             )
             before = evaluate(model, test.images, test.labels).accuracy
             base = {key: tensor.clone() for key, tensor in state_of(model).items()}
@@ -145,12 +173,12 @@ def evidence_rows(side: str, count: int) -> Iterator[dict[str, Any]]:
             ]
             for group, kind, target, method, labels in kinds:
                 edit = adapt(model, target.images, method, labels=labels, source=source, gate=None)
-                edited = build_model("cnn", (1, 8, 8), 10, options={"channels": (8, 16, 16)}).eval()
+                edited = pictures.net(data)
                 edited.load_state_dict(edit.edited_state(base))
                 sets = {"target": (target.images, None), "source": (source.images, source.labels)}
                 evidence = gather(model, edited, sets, base, state_of(edited))
                 after = evaluate(edited, test.images, test.labels).accuracy
-                truth = {"seed": seed, "domain": name, "group": group, "kind": kind}
+                truth = {"seed": seed, "domain": domain_name, "group": group, "kind": kind}
                 truth |= {"before": before, "after": after}
                 yield {**truth, "evidence": asdict(evidence)}
 
@@ -158,25 +186,23 @@ def evidence_rows(side: str, count: int) -> Iterator[dict[str, Any]]:
 def outcome(row: dict[str, Any], gate: Gate, *, source_kept: bool) -> Outcome:
     """Return what a gate says of an edit, with or without kept source images."""
     found = row["evidence"]
-    sides = [
+    before, after = (
         {name: Answers(**said) for name, said in found[when].items() if source_kept or name == "target"}
         for when in ("before", "after")
-    ]
-    checks = gate.judge(
-        Evidence(
-            *sides, found["changes"], found["weight_changes"], found["deep_shift"], found["target_shift"]
-        )
     )
+    moved = {name: found[name] for name in ("changes", "weight_changes", "deep_shift", "target_shift")}
+    checks = gate.judge(Evidence(before, after, **moved))
     return Outcome(not any(check.passed is False for check in checks), row["before"], row["after"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", choices=tuple(PICTURES), default="digits")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--side", choices=tuple(DOMAINS), default="test")
     parser.add_argument("--rows", type=Path, help="write the evidence of every edit as JSON")
     arguments = parser.parse_args()
-    rows = list(evidence_rows(arguments.side, arguments.seeds))
+    rows = list(evidence_rows(arguments.data, arguments.side, arguments.seeds))
     if arguments.rows:
         arguments.rows.write_text(json.dumps(rows))
     usual, by_classes = ([row for row in rows if row["group"] == group] for group in ("edits", "by classes"))

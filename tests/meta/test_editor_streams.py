@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from nfopt.editing import BatchNormStatistics, Method
+from nfopt.editing import BatchNormStatistics, Gate, Method, adapt
 from nfopt.errors import EditingError
 from nfopt.meta.editor_contest import accuracy
 from nfopt.meta.editor_streams import ORDERS, batches_of, stream_accuracy
@@ -41,8 +41,8 @@ def test_without_a_method_a_stream_is_judged_by_the_base():
             torch.cat([joined.images, batch.images]), torch.cat([joined.labels, batch.labels])
         )
     for carried in (False, True):
-        found = stream_accuracy(net, None, batches, 0, carried=carried)
-        assert found == pytest.approx(accuracy(net, joined))
+        found = stream_accuracy(net, None, batches, 0, carried=carried, gate=Gate())
+        assert found == pytest.approx((accuracy(net, joined), 0))
 
 
 def test_edits_add_up_only_where_they_are_carried_on(monkeypatch):
@@ -69,10 +69,30 @@ def test_a_stream_sorted_by_class_harms_statistics():
     found = {
         order: stream_accuracy(
             net, BatchNormStatistics(), batches_of(pictures(121), 11, order, 0), 0, carried=False
-        )
+        )[0]
         for order in ORDERS
     }
     assert found["sorted"] < found["shuffled"]
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_what_the_gate_refuses_leaves_the_net_as_it_was(carried):
+    net, batches = nets(1)[0], batches_of(pictures(61), 11, "sorted", 0)
+    plain = stream_accuracy(net, None, batches, 0, carried=carried)[0]
+    refused = stream_accuracy(net, Fade(), batches, 0, carried=carried, gate=Gate(max_weight_change=0.1))
+    assert refused == (plain, 1)
+    accepted = stream_accuracy(net, Fade(), batches, 0, carried=carried, gate=Gate(max_weight_change=0.9))
+    assert accepted == (stream_accuracy(net, Fade(), batches, 0, carried=carried)[0], 0)
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.05, 0.1, 0.2])
+def test_the_gate_of_a_stream_is_that_of_adapt(bound):
+    net, batches = nets(1)[0], batches_of(pictures(61), 11, "sorted", 0)
+    gate = Gate(max_target_shift=bound, max_deep_shift=None, sure=0)
+    edits = [adapt(net, batch.images, BatchNormStatistics(), gate=gate) for batch in batches]
+    expected = sum(not edit.accepted for edit in edits) / len(edits)
+    found = stream_accuracy(net, BatchNormStatistics(), batches, 0, carried=False, gate=gate)
+    assert found[1] == expected
 
 
 def test_a_stream_of_less_than_one_batch_is_refused():

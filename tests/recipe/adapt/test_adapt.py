@@ -207,11 +207,17 @@ def test_saved_edits_are_shown_applied_and_taken_back_on_the_command_line(recipe
     )
     first, back = load_file(base), load_file(tmp_path / "b.safetensors")
     assert all(torch.equal(back[name], tensor) for name, tensor in first.items())
+    other, damaged, content = tmp_path / "other", tmp_path / "damaged", edit.read_bytes()
+    save_file({name: tensor + 1 for name, tensor in first.items()}, other)
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     for arguments, says in (
         (
             ("apply", edit, tmp_path / "a.safetensors", "--out", tmp_path / "c"),
             "applied to this model already",
         ),
+        (("apply", edit, other, "--out", tmp_path / "c"), "0.weight has other values"),
+        (("revert", edit, base, "--out", tmp_path / "c"), "reverted to this model already"),
+        (("apply", damaged, base, "--out", tmp_path / "c"), "is damaged"),
         (("apply", edit, base, "--out", tmp_path / "a.safetensors"), "exists; no file is written over"),
         (("apply", edit, tmp_path / "absent", "--out", tmp_path / "c"), "cannot be read"),
         (("show", base), "has the format None"),

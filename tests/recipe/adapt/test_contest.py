@@ -60,6 +60,19 @@ def test_sets_of_target_images_are_drawn_anew_and_nets_are_averaged_over_them(re
     assert found.tables[0].rows[0][2] == mean
 
 
+def test_streams_are_tried_once_more_with_a_gate(recipe):
+    short = ("one_sided=null", "oracle_steps=1", "stream.gate={max_target_shift: 0.0, sure: 0.0}")
+    found = run_recipe(recipe(*short)).result
+    trials, table = found.results["streams"], found.tables[-1]
+    assert len(trials) == (1 + 2 * 2) * 2 * 4  # source has nothing to refuse
+    assert [row[0] for row in table.rows] == ["source", "bn", "bn, gated", "nf", "nf, gated"]
+    assert {t["refused"] for t in trials if not t["gated"]} == {0}
+    refused = [t["refused"] for t in trials if t["gated"]]
+    assert sum(refused) > 0
+    shares = [f"({100 * (a + b) / 2:.0f})" for a, b in zip(refused[::2], refused[1::2], strict=True)]
+    assert [cell.split()[-1] for row in table.rows if "gated" in row[0] for cell in row[1:]] == shares
+
+
 def test_a_contest_that_was_stopped_is_not_begun_again(recipe, monkeypatch):
     from nfopt.recipe.adapt import contest as adapt_contest
 
