@@ -13,6 +13,7 @@ from tests.pruning.channels.nets import CASES, Hard, MeanOverChannels, build
 
 # The stream and the heads' channels; the channels within a group; the stream that two norms look at.
 HELD = {"attention": 2, "group norm": 1, "torch's attention": 1}
+QUICK = {"grouped, depthwise, transposed", "torch's attention"}
 
 
 def by_hand(model, x, plan):
@@ -248,7 +249,11 @@ def test_a_smaller_model_can_be_exported():
     torch.testing.assert_close(program.module()(x), smaller(x))
 
 
-@pytest.mark.parametrize("case", ["grouped, depthwise, transposed", "torch's attention"])
+# torch says this of its own recurrent layers, pruned or not.
+@pytest.mark.filterwarnings("ignore:The tensor attributes self:UserWarning")
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_a_smaller_model_goes_through_onnx(case):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
