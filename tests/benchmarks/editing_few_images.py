@@ -1,9 +1,9 @@
 """What few target images do to BatchNorm nets of several seeds, over draws of them: D2 small in one table.
 
-NFOPT_DATA=... python -m tests.benchmarks.editing_few_images FOLDER 0:0 1:0 2:0 --tuning-net 0:4
+NFOPT_DATA=... python -m tests.benchmarks.editing_few_images FOLDER 0:0 1:0 2:0 --tuning-nets 0:4 1:4
 
 Images, nets, domains and methods are those of `--recipe`; net SEED:NUMBER is net NUMBER of that recipe with
-`seed=SEED`. Methods are tuned on the tuning net and the recipe's tuning domains, once for each number of
+`seed=SEED`. Methods are tuned on the tuning nets and the recipe's tuning domains, once for each number of
 images. Nets, settings and trials are kept in FOLDER, so that more can be added; a summary of all trials there
 with these domains is printed at the end.
 """
@@ -98,32 +98,37 @@ class Field:
             [self.net(text)], seen, self.pictures.in_domains(test, domains, derive_seed(seed, "test"))
         )
 
-    def settings(self, tuning_net: str, images: int, methods: Iterable[str]) -> dict[str, Method | None]:
-        """Return each method in the setting that is best on the tuning net and domains; they are kept."""
+    def settings(
+        self, tuning_nets: Sequence[str], images: int, methods: Iterable[str]
+    ) -> dict[str, Method | None]:
+        """Return each method in the setting that is best on the tuning nets and domains; they are kept."""
         place = self.folder / "tuned.json"
         kept: dict[str, str] = json.loads(place.read_text()) if place.exists() else {}
         found: dict[str, Method | None] = {UNEDITED: None}
         arena = None
         for name in methods:
-            grid, key = self.recipe.methods[name].settings(), f"{name}, {images} images, net {tuning_net}"
+            grid, key = (
+                self.recipe.methods[name].settings(),
+                f"{name}, {images} images, nets {' '.join(tuning_nets)}",
+            )
             if len(grid) > 1 and key not in kept:
-                arena = arena or self._tuning_arena(tuning_net)
+                arena = arena or self._tuning_arena(tuning_nets)
                 stream = Stream(images, shots=self.recipe.shots)
-                seed = int(tuning_net.partition(":")[0])
+                seed = int(tuning_nets[0].partition(":")[0])
                 kept[key], means = tuned(arena, grid, self.recipe.tuning_domains, stream, seed)
                 print(f"{key}: {means}", flush=True)
                 place.write_text(json.dumps(kept, indent=1))
             found[name] = grid[kept[key]] if len(grid) > 1 else next(iter(grid.values()))
         return found
 
-    def _tuning_arena(self, text: str) -> Arena:
-        seed = int(text.partition(":")[0])
+    def _tuning_arena(self, nets: Sequence[str]) -> Arena:
+        seed = int(nets[0].partition(":")[0])
         sides = halves(self.pictures.data.val, 0.5, derive_seed(seed, "tuning"))
         seen, test = (
             self.pictures.in_domains(split, self.recipe.tuning_domains, derive_seed(seed, "tuning", number))
             for number, split in enumerate(sides)
         )
-        return Arena([self.net(text)], seen, test)
+        return Arena([self.net(text) for text in nets], seen, test)
 
 
 def measured(field: Field, text: str, options: argparse.Namespace, kept: dict[tuple[Any, ...], Row]) -> None:
@@ -138,7 +143,7 @@ def measured(field: Field, text: str, options: argparse.Namespace, kept: dict[tu
             kept[oracle.key] = replace(oracle, accuracy=accuracy_of(best, arena.test[domain]))
         for images in options.images:
             for draw in range(options.draws):
-                for name, method in field.settings(options.tuning_net, images, options.only).items():
+                for name, method in field.settings(options.tuning_nets, images, options.only).items():
                     how = f"draw {0 if method is None else draw}"
                     row = Row(text, domain, images, how, name, repr(method), 0.0)
                     if row.key in kept:
@@ -149,7 +154,7 @@ def measured(field: Field, text: str, options: argparse.Namespace, kept: dict[tu
                     scores = {"accuracy": trial.target, "clean": trial.clean, "seconds": trial.seconds}
                     kept[row.key] = replace(row, **scores)
         for images in options.streams:
-            methods = field.settings(options.tuning_net, _nearest(field.recipe, images), options.only)
+            methods = field.settings(options.tuning_nets, _nearest(field.recipe, images), options.only)
             for row in streamed(arena, text, domain, images, methods, kept, carried=not options.reset_only):
                 kept[row.key] = row
         save(field.folder, kept)
@@ -199,7 +204,7 @@ def summary(rows: Sequence[Row], before: Sequence[str]) -> str:
         if "stream" in title and UNEDITED not in by_method:
             by_method = {UNEDITED: _unedited(trials, chosen), **by_method}
         means = {name: _net_means(own) for name, own in by_method.items()}
-        best = {} if "clean" in title else _net_means(oracle)
+        best = {} if "clean" in title or "stream" in title else _net_means(oracle)
         lines.append(f"{title}: mean over {', '.join(dict.fromkeys(row.domain for row in chosen))}")
         for name, own in by_method.items():
             lines.append(_line(name, own, means, best, before))
@@ -283,7 +288,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("nets", nargs="*", help="SEED:NUMBER")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/adapt_d2_small.yaml"))
-    parser.add_argument("--tuning-net", default="0:4", help="SEED:NUMBER of a net that is not measured")
+    parser.add_argument("--tuning-nets", nargs="+", default=["0:4"], help="SEED:NUMBER, not measured")
     parser.add_argument("--only", nargs="*", help="names of the recipe's methods; all of them by default")
     parser.add_argument("--domains", nargs="+", help="those of the recipe by default")
     parser.add_argument("--images", nargs="*", type=int, help="those of the recipe by default")
@@ -300,7 +305,7 @@ def main() -> None:
     options.only = list(recipe.methods) if options.only is None else options.only
     options.domains = list(recipe.domains) if options.domains is None else options.domains
     options.images = list(recipe.images) if options.images is None else options.images
-    assert options.tuning_net not in options.nets, "the tuning net cannot be measured"
+    assert not set(options.tuning_nets) & set(options.nets), "a tuning net cannot be measured"
     options.folder.mkdir(parents=True, exist_ok=True)
     place = options.folder / "trials.json"
     kept = {
