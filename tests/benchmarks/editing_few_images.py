@@ -37,6 +37,7 @@ from nfopt.meta.editor_streams import ORDERS, batches_of, stream_accuracy
 from nfopt.meta.editor_tasks import CLEAN
 from nfopt.recipe import load_recipe
 from nfopt.recipe.adapt.contest import AdaptContestRecipe
+from nfopt.recipe.adapt.contest_report import plot_contest
 from nfopt.recipe.adapt.train_editor_options import Pictures, halves
 from nfopt.seeds import derive_seed
 from nfopt.statefile import load_state, save_state
@@ -276,6 +277,21 @@ def _line(
     return "; ".join(filter(None, parts))
 
 
+def draw(rows: Sequence[Row], file: Path, labelled: Sequence[str]) -> None:
+    """Draw the mean accuracy by method and number of images, without streams and clean images."""
+    shown = [row for row in rows if row.domain != CLEAN]
+    by_images: dict[str, list[dict[str, Any]]] = {}
+    for row in shown:
+        if row.how.startswith("draw"):
+            trial = {"method": row.method, "net": row.net, "domain": row.domain, "target": row.accuracy}
+            by_images.setdefault(str(row.images), []).append(trial)
+    oracle: dict[str, list[float]] = {}
+    for row in shown:
+        if row.method == ORACLE:
+            oracle.setdefault(row.domain, []).append(row.accuracy)
+    plot_contest(file, dict(sorted(by_images.items(), key=lambda pair: int(pair[0]))), oracle, labelled)
+
+
 def save(folder: Path, kept: Mapping[tuple[Any, ...], Row]) -> None:
     """Write the trials."""
     (folder / "trials.json").write_text(json.dumps([vars(row) for row in kept.values()]))
@@ -298,6 +314,7 @@ def main() -> None:
     parser.add_argument("--streams", nargs="*", type=int, default=[], help="images in a batch of streams")
     parser.add_argument("--reset-only", action="store_true", help="no streams with edits carried on")
     parser.add_argument("--before", nargs="*", default=["bn-eb", "nf-bn"], help="compared in pairs of nets")
+    parser.add_argument("--picture", type=Path, help="draw the means of --only to this PNG")
     options = parser.parse_args()
     torch.set_num_threads(1)
     recipe = load_recipe(options.recipe).recipe
@@ -315,7 +332,13 @@ def main() -> None:
     for text in options.nets:
         measured(field, text, options, kept)
         print(f"net {text} done", flush=True)
-    print(summary([row for row in kept.values() if row.domain in options.domains], options.before))
+    chosen = [row for row in kept.values() if row.domain in options.domains]
+    print(summary(chosen, options.before))
+    if options.picture:
+        labelled = [name for name, found in recipe.methods.items() if "labels" in found.build().needs]
+        order = [UNEDITED, *options.only, ORACLE]
+        drawn = [row for row in chosen if row.method in order]
+        draw(sorted(drawn, key=lambda row: order.index(row.method)), options.picture, labelled)
 
 
 if __name__ == "__main__":
