@@ -41,8 +41,9 @@ class NFOptimizer(torch.optim.Optimizer):
         total_steps: optimizer steps of the whole training; drives the built-in schedule. None: constant
             step size, for an outside scheduler.
         lr: factor on the learned step sizes. 1 is what the rule was trained for.
-        weight_decay: decoupled decay of matrices in units of the nominal step: W <- (1 - 0.02 lr s wd) W
-            with s the schedule; None: the checkpoint's.
+        weight_decay: decoupled decay of matrices in units of the nominal step: W <- (1 - 0.025 lr s f wd) W
+            with s the schedule and f from 0.3, while the gradient lives, to 4, when it has gone; None: the
+            checkpoint's (0.1).
         checkpoint: "default", "nominal" (the network's output at zero), or a file written by meta-training.
         model: the model that `params` come from, when `params` is not the model itself.
         example_inputs: inputs of the model, to derive its symmetry at once; otherwise the first forward pass

@@ -6,7 +6,8 @@ moment unless it is a matrix:
     observe   statistics of rows, columns and tensors              observations.py
     decide    a role-tied network proposes bounded controls         nn/tokens.py, controls.py
     direct    d = orthogonalised mixed momentum for matrices, Adam with it for the rest   directions.py
-    update    -s * schedule * live * exp(log step) * row gain * column gain * d - s * schedule * decay * W
+    update    -s * schedule * live * exp(log step) * row gain * column gain * d
+              -s * schedule * decay * exp(log decay) * (0.3 + 3.7 (1 - live)^2) * W
 
 with s the nominal step, and `live` near 0 where the gradient has gone. With
 the network's output layers at zero this is the nominal optimizer. No control flow depends on data, and all of
@@ -25,7 +26,7 @@ from nfopt.nn.tokens import TokenNetwork
 from nfopt.optim import directions, observations
 from nfopt.optim.controls import CONTROL_NAMES, Controls, controls_of
 from nfopt.optim.decisions import DECISIONS, Decisions, Packing
-from nfopt.optim.directions import MomentumRates
+from nfopt.optim.directions import MomentumRates, decay_factor
 from nfopt.optim.dtypes import common_work_dtype, row_of
 from nfopt.optim.elementwise import Fold, fold
 from nfopt.optim.holding import Holding, Whole
@@ -48,7 +49,8 @@ class RuleConfig:
         matrix_step: nominal RMS change per element of a matrix, in units of 1 / sqrt(fan-in).
         kernel_step: the same of a convolution's kernel.
         vector_step: nominal RMS change per element of every other tensor.
-        weight_decay: decay of matrices: a nominal step shrinks W by the share matrix_step x weight_decay.
+        weight_decay: decay of matrices: a nominal step shrinks W by the share matrix_step x weight_decay x
+            `decay_factor`.
         rates: decay rates of the momenta.
         cadence: steps from one decision of the network to the next; between them it holds.
         hidden: hidden width of the network.
@@ -234,13 +236,14 @@ class LearnedUpdateRule:
 
         scale = built_in_schedule(progress[..., None], numbers.step) if step_scale is None else step_scale
         scale = scale.to(work) * numbers.finite[..., None]
+        decay = self._decay_for(weight_decay) * decay_factor(alive)
         return Plan(
             incidence=self.incidence,
             matrices=frozenset(self.matrix_positions),
             numbers=numbers,
             controls=controls,
             sizes=scale * alive * self._steps * torch.exp(controls.log_step),
-            shrink=scale * self._decay_for(weight_decay) * torch.exp(controls.log_decay),
+            shrink=scale * decay * torch.exp(controls.log_decay),
             decisions=kept,
             holding=holding,
             fold=self._fold,

@@ -1,40 +1,15 @@
-"""Benchmark: the built-in schedule against a plain linear decay, under the bundled rule and the nominal one.
+"""Benchmark: the built-in schedule against a plain linear decay.
 
     NFOPT_DATA=FOLDER OMP_NUM_THREADS=1 python -m tests.benchmarks.schedules --results FILE [--table FILE]
 
-Validation loss at 85 % of the steps and at the end, on data that meta-training may use: MLPs 784-128-128-10
-with batches of 128 over a pass or more of many images, with a fifth of the labels wrong, and over 2,000
-images; and random tasks of meta-training, drawn with a seed of this benchmark. Both schedules train on the
-same starts and batches. What is in FILE is not computed again.
+What is measured, and on what, stands at the top of rule_forms.py.
 """
-
-import argparse
-import json
-import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from statistics import fmean, stdev
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from nfopt.checkpoints import load_checkpoint
-from nfopt.meta.nets import Architecture
-from nfopt.meta.objective import Objective
-from nfopt.meta.rules import LearnedRules
-from nfopt.meta.selection import longer_tasks
-from nfopt.meta.task import Task, TaskConfig
-from nfopt.meta.unroll import TruncatedUnroll
-from nfopt.optim import RuleConfig
 from nfopt.optim.schedule import FINAL, WARMUP, built_in_schedule
-from nfopt.recipe import load_recipe
-
-RECIPES = Path(__file__).parents[2] / "recipes"
-RANDOM = {"long": 24, "wide": 12}  # random tasks of recipes/meta_train_*.yaml
-SEED = 31
-RULES = ("bundled", "nominal")
-FLOOR = 0.05  # added to losses before logarithms, as in meta-training
+from tests.benchmarks.rule_forms import Forms, main
 
 
 def linear(progress: Tensor, step: Tensor) -> Tensor:
@@ -42,97 +17,7 @@ def linear(progress: Tensor, step: Tensor) -> Tensor:
     return (progress / WARMUP).clamp(max=1.0) * (1.0 - progress).clamp(min=FINAL) * torch.ones_like(step)
 
 
-SCHEDULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"linear": linear, "built in": built_in_schedule}
-
-
-def fixed_tasks() -> Iterator[tuple[str, TaskConfig, tuple[int, ...]]]:
-    """Yield names, tasks and seeds of the trainings that are the same in every version."""
-    for horizon, seeds in ((500, (1, 2, 3)), (2_000, (1, 2))):
-        for source in ("silhouettes", "mnist_cluttered"):
-            for kind, images, noise in (("many", 48_000, 0.0), ("noisy", 48_000, 0.2), ("few", 2_000, 0.0)):
-                if source == "silhouettes" or kind == "many":
-                    net = Architecture("mlp", (128, 128), 10, (1, 28, 28))
-                    task = TaskConfig(net, source, 128, images, 2_000, label_noise=noise, horizon=horizon)
-                    yield f"{source}, {kind}, {horizon:,} steps", task, seeds
-
-
-def random_tasks() -> Iterator[tuple[str, TaskConfig, tuple[int, ...]]]:
-    """Yield names, tasks and seeds of the random trainings."""
-    for family, count in RANDOM.items():
-        recipe = load_recipe(RECIPES / f"meta_train_{family}.yaml", ["start=default"]).recipe
-        for index, task in enumerate(longer_tasks(recipe.tasks(), count, SEED, 1)):  # pyright: ignore
-            yield f"{family} {index}", task, (SEED,)
-
-
-def measure(task: TaskConfig, seeds: tuple[int, ...]) -> dict[str, dict[str, list[list[float]]]]:
-    """Return by schedule and rule, for each seed, the losses at 85 % and at the end."""
-    rules = LearnedRules(RuleConfig())
-    nominal, layout = rules.init_theta(0)
-    bundled = layout.flatten(dict(load_checkpoint("default", kind="update-rule").theta))
-    built = Task.make(task)
-    found: dict[str, dict[str, list[list[float]]]] = {}
-    for name, schedule in SCHEDULES.items():
-        unroll = TruncatedUnroll(built, rules(built), layout, seeds, Objective(every=10))
-        copies = torch.cat([theta.expand(len(seeds), -1) for theta in (bundled, nominal)])
-        with patch("nfopt.optim.rule.built_in_schedule", schedule):
-            curve = unroll.run(copies, unroll.start().repeated(2), unroll.horizon).curve
-        late = curve[[max(round(0.85 * len(curve)) - 1, 0), -1]].T.reshape(2, len(seeds), 2)
-        found[name] = {rule: late[i].tolist() for i, rule in enumerate(RULES)}
-    return found
-
-
-def rows(results: dict[str, dict]) -> Iterator[str]:
-    """Yield the table, in Markdown."""
-    yield "| task | rule | linear: 85 % | end | built in: 85 % | end | log ratio at 85 % | at the end |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
-    for name in [name for name, _, _ in fixed_tasks() if name in results]:
-        for rule in RULES:
-            before, after = (results[name][schedule][rule] for schedule in SCHEDULES)
-            losses = [f"{fmean(run[k] for run in runs):.3f}" for runs in (before, after) for k in (0, 1)]
-            yield " | ".join((f"| {name}", rule, *losses, *_ratios([(before, after)]))) + " |"
-    for family in RANDOM:
-        some = [found for name, found in results.items() if name.startswith(f"{family} ")]
-        for rule in RULES if some else ():
-            pairs = [tuple(found[schedule][rule] for schedule in SCHEDULES) for found in some]
-            title = f"{len(some)} random tasks of meta_train_{family}"
-            yield " | ".join((f"| {title}", rule, "", "", "", "", *_ratios(pairs))) + " |"
-
-
-def _ratios(pairs: list) -> list[str]:
-    """Return mean, standard error and the worst of the log ratios, at 85 % and at the end."""
-    cells = []
-    for k in (0, 1):
-        logs = [
-            math.log((b[k] + FLOOR) / (a[k] + FLOOR))
-            for before, after in pairs
-            for a, b in zip(before, after, strict=True)
-        ]
-        error = f" ± {stdev(logs) / math.sqrt(len(logs)):.3f}" if len(logs) > 1 else ""
-        cells.append(f"{fmean(logs):+.3f}{error}, at worst {max(logs):+.3f}")
-    return cells
-
-
-def main() -> None:
-    """Measure what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--table", type=Path)
-    parser.add_argument("--only", default="", help="tasks whose name contains this")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    lines = options.results.read_text().splitlines() if options.results.exists() else []
-    results = dict(map(json.loads, lines))
-    for name, task, seeds in (*fixed_tasks(), *random_tasks()):
-        if name not in results and options.only in name:
-            results[name] = measure(task, seeds)
-            with options.results.open("a") as file:
-                file.write(json.dumps([name, results[name]]) + "\n")
-            print(name, results[name], flush=True)
-    table = "\n".join(rows(results))
-    print(table)
-    if options.table:
-        options.table.write_text(table + "\n")
-
+FORMS = Forms("nfopt.optim.rule.built_in_schedule", ("linear", linear), built_in_schedule)
 
 if __name__ == "__main__":
-    main()
+    main(FORMS, __doc__)

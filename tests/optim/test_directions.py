@@ -72,6 +72,12 @@ def test_a_tensor_whose_gradient_vanishes_comes_to_rest() -> None:
     assert torch.allclose(alive, expected.double(), rtol=1e-5)
 
 
+def test_weight_decay_is_weak_while_the_gradient_lives_and_strong_when_it_has_gone() -> None:
+    alive = torch.tensor([1.04, 1.0, 0.5, 0.0], dtype=torch.float64)
+    expected = torch.tensor([0.3, 0.3, 1.225, 4.0], dtype=torch.float64)
+    assert torch.allclose(directions.decay_factor(alive), expected)
+
+
 def test_lookahead_is_the_nesterov_momentum_of_the_chosen_rate() -> None:
     grads = [
         torch.randn(3, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(3)

@@ -63,7 +63,7 @@ def test_with_zero_output_layers_it_is_the_nominal_optimizer() -> None:
             direction = directions.orthogonal([momentum], [layout])[0]
             fan_in = momentum[0].numel()
             step = config.kernel_step if name == "conv" else config.matrix_step
-            size, decay = step / fan_in**0.5, config.matrix_step * config.weight_decay
+            size, decay = step / fan_in**0.5, 0.3 * config.matrix_step * config.weight_decay
         else:
             direction = momentum / second.sqrt()
             direction = direction / direction.square().mean().sqrt()
@@ -210,3 +210,27 @@ def test_once_the_gradients_vanish_the_weights_come_to_rest() -> None:
         resting, state = rule(theta, params, vanished, state, HALF, weight_decay=undecayed)
     for name in SHAPES:
         assert float(resting[name].norm()) < 0.1 * float(moving[name].norm()), name
+
+
+def test_once_the_gradients_vanish_weights_decay_thirteen_times_as_fast() -> None:
+    rule = LearnedUpdateRule(SPEC)
+    theta = {k: v.double() for k, v in rule.init_theta().items()}
+    params = tensors(0)
+    state = rule.init_state(params)
+
+    def decay(grads: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> torch.Tensor:
+        updates, undecayed = (
+            rule(theta, params, grads, state, HALF, weight_decay=[share] * len(SHAPES))[0]["linear"]
+            for share in (rule.config.weight_decay, 0.0)
+        )
+        return updates - undecayed
+
+    for i in range(29):
+        _, state = rule(theta, params, tensors(i), state, HALF)
+    living = decay(tensors(29), state)
+    for i in range(201):
+        gone = {n: 1e-6 * g for n, g in tensors(100 + i).items()}
+        _, state = rule(theta, params, gone, state, HALF)
+    ratio = decay({n: 1e-6 * g for n, g in tensors(0).items()}, state).norm() / living.norm()
+    ageing = built_in_schedule(HALF, torch.tensor(231.0)) / built_in_schedule(HALF, torch.tensor(30.0))
+    assert 10 < float(ratio / ageing) < 4 / 0.3 + 1e-6
