@@ -1,5 +1,6 @@
 """The learned mask: a network over weights and gradients that ranks weights and shares out what is kept."""
 
+from nfopt.pruning.neural.compromise import compromise
 from nfopt.pruning.neural.look_ahead import look_ahead
 from nfopt.pruning.neural.mask_inputs import FEATURES, TENSOR_INPUTS, MaskInputs, read_model
 from nfopt.pruning.neural.mask_network import (
@@ -19,6 +20,7 @@ __all__ = [
     "MaskNetwork",
     "MaskNetworkConfig",
     "MaskProposal",
+    "compromise",
     "look_ahead",
     "network_checkpoint",
     "neural_score",

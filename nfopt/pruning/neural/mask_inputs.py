@@ -33,11 +33,13 @@ class MaskInputs:
         tensors: for each of them the channels `TENSOR_INPUTS`, each centred over the tensors: logarithms of
             the mean |G W| and of the mean magnitude ahead against the tensors' mean, the logarithm of the
             ERK density, that of the number of elements, depth, and whether it is the first or the last.
+        ahead: the scored tensors after the look ahead.
     """
 
     features: FeatureBlocks
     names: tuple[str, ...]
     tensors: Float[Tensor, "tensors channels"]
+    ahead: Mapping[str, Tensor]
 
 
 def read_model(context: ScoreContext, *, look_ahead_steps: int, look_ahead_lr: float) -> MaskInputs:
@@ -66,7 +68,8 @@ def read_model(context: ScoreContext, *, look_ahead_steps: int, look_ahead_lr: f
     }
     features = FEATURES(spec, weights, gradients, extras)
     names = tuple(context.parameters)
-    return MaskInputs(features, names, _tensor_inputs(names, weights, gradients, ahead))
+    tensors = _tensor_inputs(names, weights, gradients, ahead)
+    return MaskInputs(features, names, tensors, {name: ahead[name] for name in names})
 
 
 def covering(spec: PermutationSpec | None, shapes: Mapping[str, tuple[int, ...]]) -> PermutationSpec:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nfopt.pruning.mask import prunable_parameters
+from nfopt.pruning.neural.compromise import compromise, is_convolutional
 from nfopt.pruning.neural.mask_inputs import MaskInputs, read_model
 from nfopt.pruning.neural.mask_network import MaskNetwork, MaskProposal, read_network
 from nfopt.pruning.scores.score import Score, ScoreContext, score
@@ -20,8 +21,8 @@ _NO_FLOW = -1e4
 
 @score("nf", needs=("batches",), traces=True)
 def nf(context: ScoreContext) -> Mapping[str, Tensor]:
-    """The learned mask: `neural_scores` with the network that comes with nfopt."""
-    return neural_scores(context, _bundled())
+    """The learned mask: `neural_scores` with nfopt's own network, mixed on convolutional nets."""
+    return neural_scores(context, _bundled(), mixed=True)
 
 
 @lru_cache(maxsize=1)
@@ -29,17 +30,24 @@ def _bundled() -> MaskNetwork:
     return read_network(BUNDLED)
 
 
-def neural_score(network: MaskNetwork, *, ranking: bool = True, allocation: bool = True) -> Score:
+def neural_score(
+    network: MaskNetwork, *, ranking: bool = True, allocation: bool = True, mixed: bool = False
+) -> Score:
     """Return the score of a network of one's own, or of one of its heads alone (an ablation)."""
 
     def compute(context: ScoreContext) -> Mapping[str, Tensor]:
-        return neural_scores(context, network, ranking=ranking, allocation=allocation)
+        return neural_scores(context, network, ranking=ranking, allocation=allocation, mixed=mixed)
 
     return Score("nf", compute, needs=frozenset({"batches"}), traces=True)
 
 
 def neural_scores(
-    context: ScoreContext, network: MaskNetwork, *, ranking: bool = True, allocation: bool = True
+    context: ScoreContext,
+    network: MaskNetwork,
+    *,
+    ranking: bool = True,
+    allocation: bool = True,
+    mixed: bool = False,
 ) -> dict[str, Tensor]:
     """Return the worth of every weight: the round in which it falls, and within a round its flow.
 
@@ -54,13 +62,18 @@ def neural_scores(
         network: says r and a.
         ranking: False sets r to zero.
         allocation: False sets a to zero.
+        mixed: True returns the `compromise` of that with the magnitudes after the look ahead and ERK, if most
+            of what is scored are kernels and a density is aimed at.
 
     Raises:
         PruningError: the batches lead to values that are no finite numbers.
     """
     config = network.config
     inputs = read_model(context, look_ahead_steps=config.look_ahead_steps, look_ahead_lr=config.look_ahead_lr)
-    return scores_of(context, propose(network, inputs, ranking, allocation), config.rounds)
+    flow = scores_of(context, propose(network, inputs, ranking, allocation), config.rounds)
+    if not mixed or context.density is None or not is_convolutional(context.parameters):
+        return flow
+    return compromise({name: values.abs() for name, values in inputs.ahead.items()}, flow)
 
 
 def propose(

@@ -38,22 +38,25 @@ class RaceMethod(MaskOptions):
             these (but for `ours`) is what `ours` is compared with.
         controls: whether it is also run with its mask shuffled within layers, and with new initial weights.
         checkpoint: for the score "nf": a checkpoint's name or path; null for the one that comes with nfopt.
-        head: for the score "nf": which of its two decisions counts.
+        head: for the score "nf": which of its two decisions counts; "both" mixes on convolutional nets.
+        mixed: for the score "nf": false leaves convolutional nets to its flow alone too.
     """
 
     at_init: bool = True
     controls: bool = False
     checkpoint: str | None = None
     head: Literal["both", "ranking", "allocation", "none"] = "both"
+    mixed: bool = True
 
     def resolved_score(self) -> str | Score:
         """Return what `nfopt.prune` is given as the score."""
-        if self.score != "nf" or (self.checkpoint is None and self.head == "both"):
+        if self.score != "nf" or (self.checkpoint is None and self.head == "both" and self.mixed):
             return self.score
         return neural_score(
             read_network(self.checkpoint or "mask"),
             ranking=self.head in ("both", "ranking"),
             allocation=self.head in ("both", "allocation"),
+            mixed=self.mixed and self.head == "both",
         )
 
     def digest(self) -> str | None:
@@ -125,8 +128,9 @@ class PruneRaceRecipe(Recipe):
         for key, method in methods.items():
             if key == DENSE:
                 raise ValueError(f"a method cannot be called {DENSE!r}; that is the net without a mask.")
-            if method.score != "nf" and (method.checkpoint is not None or method.head != "both"):
-                raise ValueError(f"{key}: checkpoint and head are settings of the score nf.")
+            own = method.checkpoint is not None or method.head != "both" or not method.mixed
+            if method.score != "nf" and own:
+                raise ValueError(f"{key}: checkpoint, head and mixed are settings of the score nf.")
             if method.fixed_density is not None:
                 raise ValueError(f"{key}: the scope {method.scope} leaves no density to compare at.")
         return methods

@@ -110,6 +110,7 @@ def test_one_seed_has_no_spread_and_a_gap_that_is_none_has_no_share():
     [
         ("ours=mine", "none of the methods"),
         ("methods.synflow.head=ranking", "settings of the score nf"),
+        ("methods.synflow.mixed=false", "settings of the score nf"),
         ("methods.synflow.scope='2:4'", "leaves no density"),
         ("methods.synflow.score=synflo", "Did you mean 'synflow'"),
         ("seeds=[0, 0]", "must be distinct"),
