@@ -22,8 +22,8 @@ TINY = 1e-30  # keeps roots and logarithms of zero, and their derivatives, finit
 NOISE = 1e-6
 # Gradients below this share of their own largest mean that the tensor has arrived: data learned by heart.
 ARRIVED = 0.2
-# Factors on the nominal weight decay of a tensor whose gradient is at its largest, and of one whose has gone.
-DECAY_ALIVE, DECAY_GONE = 0.3, 4.0
+# The factor on the nominal weight decay where a gradient is at its largest, and how soon it comes to 1.
+DECAY_ALIVE, DECAY_EASED = 0.3, 0.4
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,17 @@ def liveness(
 
 
 def decay_factor(alive: Float[Tensor, "*batch tensors"]) -> Float[Tensor, "*batch tensors"]:
-    """Return 0.3 + 3.7 (1 - alive)^2, the factor on the nominal weight decay.
+    """Return the factor on the nominal weight decay: 0.3 where gradients live, 1 where they have gone.
 
     Gradients that stay say that there is something left to learn, and decay is in its way; when they go, the
-    images are known by heart, and decay is all that still generalises. tests/benchmarks/decays.md says what
-    it brings.
+    images are known by heart, and decay is all that still generalises: with g = 1 - alive,
+    0.3 + 0.7 (1 + c) g / (g + c). tests/benchmarks/decays.md says what it brings.
 
     Args:
         alive: `liveness`; what is above 1 counts as 1.
     """
-    return DECAY_ALIVE + (DECAY_GONE - DECAY_ALIVE) * (1 - alive).clamp(min=0).square()
+    gone = (1 - alive).clamp(min=0)
+    return DECAY_ALIVE + (1 - DECAY_ALIVE) * (1 + DECAY_EASED) * gone / (gone + DECAY_EASED)
 
 
 def lookahead_weights(

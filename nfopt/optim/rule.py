@@ -7,11 +7,12 @@ moment unless it is a matrix:
     decide    a role-tied network proposes bounded controls         nn/tokens.py, controls.py
     direct    d = orthogonalised mixed momentum for matrices, Adam with it for the rest   directions.py
     update    -s * schedule * live * exp(log step) * row gain * column gain * d
-              -s * schedule * decay * exp(log decay) * (0.3 + 3.7 (1 - live)^2) * W
+              -s * schedule * decay * exp(log decay) * eased(live) * W
 
-with s the nominal step, and `live` near 0 where the gradient has gone. With
-the network's output layers at zero this is the nominal optimizer. No control flow depends on data, and all of
-theta, params, grads and state may have the same leading dimensions, in which copies run side by side.
+with s the nominal step, `live` near 0 where the gradient has gone, and `eased` then at 1, otherwise down to
+0.3. With the network's output layers at zero this is the nominal optimizer. No control flow depends on data,
+and all of theta, params, grads and state may have the same leading dimensions, in which copies run side by
+side.
 """
 
 from collections.abc import Mapping, Sequence

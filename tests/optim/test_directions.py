@@ -74,7 +74,7 @@ def test_a_tensor_whose_gradient_vanishes_comes_to_rest() -> None:
 
 def test_weight_decay_is_weak_while_the_gradient_lives_and_strong_when_it_has_gone() -> None:
     alive = torch.tensor([1.04, 1.0, 0.5, 0.0], dtype=torch.float64)
-    expected = torch.tensor([0.3, 0.3, 1.225, 4.0], dtype=torch.float64)
+    expected = torch.tensor([0.3, 0.3, 0.3 + 0.7 * 0.7 / 0.9, 1.0], dtype=torch.float64)
     assert torch.allclose(directions.decay_factor(alive), expected)
 
 

@@ -212,7 +212,7 @@ def test_once_the_gradients_vanish_the_weights_come_to_rest() -> None:
         assert float(resting[name].norm()) < 0.1 * float(moving[name].norm()), name
 
 
-def test_once_the_gradients_vanish_weights_decay_thirteen_times_as_fast() -> None:
+def test_once_the_gradients_vanish_weights_decay_three_times_as_fast() -> None:
     rule = LearnedUpdateRule(SPEC)
     theta = {k: v.double() for k, v in rule.init_theta().items()}
     params = tensors(0)
@@ -233,4 +233,4 @@ def test_once_the_gradients_vanish_weights_decay_thirteen_times_as_fast() -> Non
         _, state = rule(theta, params, gone, state, HALF)
     ratio = decay({n: 1e-6 * g for n, g in tensors(0).items()}, state).norm() / living.norm()
     ageing = built_in_schedule(HALF, torch.tensor(231.0)) / built_in_schedule(HALF, torch.tensor(30.0))
-    assert 10 < float(ratio / ageing) < 4 / 0.3 + 1e-6
+    assert 3 < float(ratio / ageing) < 1 / 0.3 + 1e-6
