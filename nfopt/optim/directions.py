@@ -22,8 +22,8 @@ TINY = 1e-30  # keeps roots and logarithms of zero, and their derivatives, finit
 NOISE = 1e-6
 # Gradients below this share of their own largest mean that the tensor has arrived: data learned by heart.
 ARRIVED = 0.2
-# The factor on the nominal weight decay where a gradient is at its largest, and how soon it comes to 1.
-DECAY_ALIVE, DECAY_EASED = 0.3, 0.4
+# The least factor on the nominal decay, how soon it comes to 1 as a gradient goes, and in how many steps.
+DECAY_LEAST, DECAY_EASED, DECAY_YOUNG = 0.3, 0.4, 800
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,22 @@ def liveness(
     return (1 + ARRIVED**2) * power / (power + torch.maximum(ARRIVED**2 * peak, NOISE**2 * largest) + TINY)
 
 
-def decay_factor(alive: Float[Tensor, "*batch tensors"]) -> Float[Tensor, "*batch tensors"]:
-    """Return the factor on the nominal weight decay: 0.3 where gradients live, 1 where they have gone.
+def decay_factor(
+    alive: Float[Tensor, "*batch tensors"], step: Float[Tensor, "*batch tensors"]
+) -> Float[Tensor, "*batch tensors"]:
+    """Return the factor on the nominal weight decay: 0.3 at first, 1 where gradients have gone or time has.
 
-    Gradients that stay say that there is something left to learn, and decay is in its way; when they go, the
-    images are known by heart, and decay is all that still generalises: with g = 1 - alive,
-    0.3 + 0.7 (1 + c) g / (g + c). tests/benchmarks/decays.md says what it brings.
+    1 - 0.7 (1 - k / 800)_+ (1 - (1 + c) g / (c + g)) in step k, with g = 1 - alive and c = 0.4. While there
+    is still much to learn, decay is in its way. When gradients go, or the same images have come again and
+    again, it is what generalises. tests/benchmarks/decays.md says what this brings.
 
     Args:
         alive: `liveness`; what is above 1 counts as 1.
+        step: k, this one included.
     """
     gone = (1 - alive).clamp(min=0)
-    return DECAY_ALIVE + (1 - DECAY_ALIVE) * (1 + DECAY_EASED) * gone / (gone + DECAY_EASED)
+    living = 1 - (1 + DECAY_EASED) * gone / (gone + DECAY_EASED)
+    return 1 - (1 - DECAY_LEAST) * (1 - step / DECAY_YOUNG).clamp(min=0) * living
 
 
 def lookahead_weights(

@@ -7,12 +7,11 @@ moment unless it is a matrix:
     decide    a role-tied network proposes bounded controls         nn/tokens.py, controls.py
     direct    d = orthogonalised mixed momentum for matrices, Adam with it for the rest   directions.py
     update    -s * schedule * live * exp(log step) * row gain * column gain * d
-              -s * schedule * decay * exp(log decay) * eased(live) * W
+              -s * schedule * decay * exp(log decay) * eased * W
 
-with s the nominal step, `live` near 0 where the gradient has gone, and `eased` then at 1, otherwise down to
-0.3. With the network's output layers at zero this is the nominal optimizer. No control flow depends on data,
-and all of theta, params, grads and state may have the same leading dimensions, in which copies run side by
-side.
+with s the nominal step, `live` near 0 where the gradient has gone, and `eased` from 0.3, early on, to 1. With
+the network's output layers at zero this is the nominal optimizer. No control flow depends on data, and all of
+theta, params, grads and state may have the same leading dimensions, in which copies run side by side.
 """
 
 from collections.abc import Mapping, Sequence
@@ -237,7 +236,7 @@ class LearnedUpdateRule:
 
         scale = built_in_schedule(progress[..., None], numbers.step) if step_scale is None else step_scale
         scale = scale.to(work) * numbers.finite[..., None]
-        decay = self._decay_for(weight_decay) * decay_factor(alive)
+        decay = self._decay_for(weight_decay) * decay_factor(alive, numbers.step)
         return Plan(
             incidence=self.incidence,
             matrices=frozenset(self.matrix_positions),

@@ -72,10 +72,12 @@ def test_a_tensor_whose_gradient_vanishes_comes_to_rest() -> None:
     assert torch.allclose(alive, expected.double(), rtol=1e-5)
 
 
-def test_weight_decay_is_weak_while_the_gradient_lives_and_strong_when_it_has_gone() -> None:
+def test_weight_decay_is_weak_early_on_while_the_gradient_lives() -> None:
     alive = torch.tensor([1.04, 1.0, 0.5, 0.0], dtype=torch.float64)
-    expected = torch.tensor([0.3, 0.3, 0.3 + 0.7 * 0.7 / 0.9, 1.0], dtype=torch.float64)
-    assert torch.allclose(directions.decay_factor(alive), expected)
+    living = torch.tensor([1.0, 1.0, 1 - 1.4 * 0.5 / 0.9, 0.0], dtype=torch.float64)
+    for step, young in ((0.0, 1.0), (400.0, 0.5), (800.0, 0.0), (5000.0, 0.0)):
+        found = directions.decay_factor(alive, torch.full_like(alive, step))
+        assert torch.allclose(found, 1 - 0.7 * young * living), step
 
 
 def test_lookahead_is_the_nesterov_momentum_of_the_chosen_rate() -> None:
