@@ -42,8 +42,8 @@ class NFOptimizer(torch.optim.Optimizer):
             step size, for an outside scheduler.
         lr: factor on the learned step sizes. 1 is what the rule was trained for.
         weight_decay: decoupled decay of matrices in units of the nominal step: W <- (1 - 0.025 lr s f wd) W
-            with s the schedule and f from 0.3 to 1, see `directions.decay_factor`; None: the
-            checkpoint's (0.1).
+            with s the schedule and f from 0.3 to 1, see `directions.decay_factor`, or 1 where no end is given;
+            None: the checkpoint's (0.1).
         checkpoint: "default", "nominal" (the network's output at zero), or a file written by meta-training.
         model: the model that `params` come from, when `params` is not the model itself.
         example_inputs: inputs of the model, to derive its symmetry at once; otherwise the first forward pass
@@ -211,6 +211,7 @@ class NFOptimizer(torch.optim.Optimizer):
             like.new_full((), self.schedule.progress(taken)),
             step_scale=scale,
             weight_decay=self._option("weight_decay", active),
+            ease_decay=self.schedule.total_steps is not None,
             decide=self._learned and taken % rule.config.cadence == 0,
             holding=distribution.holding(
                 rule.incidence.layouts,

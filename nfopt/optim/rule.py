@@ -192,6 +192,7 @@ class LearnedUpdateRule:
         *,
         step_scale: Float[Tensor, " tensors"] | None = None,
         weight_decay: Sequence[float] | None = None,
+        ease_decay: bool = True,
         decide: bool = True,
         holding: Holding | None = None,
     ) -> Plan:
@@ -207,6 +208,7 @@ class LearnedUpdateRule:
             progress: share of the training done with this step, in (0, 1].
             step_scale: factor on each tensor's step size; default: the built-in schedule at `progress`.
             weight_decay: one per tensor, in place of the config's; it acts on matrices only.
+            ease_decay: take `decay_factor` of it. Where step sizes never fall, all of it is needed.
             decide: ask the network; otherwise the last decisions, which the state holds, go on.
             holding: what this process has of the tensors; default: all of them.
 
@@ -236,7 +238,7 @@ class LearnedUpdateRule:
 
         scale = built_in_schedule(progress[..., None], numbers.step) if step_scale is None else step_scale
         scale = scale.to(work) * numbers.finite[..., None]
-        decay = self._decay_for(weight_decay) * decay_factor(alive, numbers.step)
+        decay = self._decay_for(weight_decay) * (decay_factor(alive, numbers.step) if ease_decay else 1)
         return Plan(
             incidence=self.incidence,
             matrices=frozenset(self.matrix_positions),

@@ -234,6 +234,9 @@ def test_once_the_gradients_vanish_weights_decay_three_times_as_fast() -> None:
     for i in range(201):
         gone = {n: 1e-6 * g for n, g in tensors(100 + i).items()}
         _, state = rule(theta, params, gone, state, HALF)
+    eased = rule.plan(theta, params, tensors(0), state, HALF).shrink[1]
+    whole = rule.plan(theta, params, tensors(0), state, HALF, ease_decay=False).shrink[1]
+    assert float(eased) < float(whole)
     ratio = decay({n: 1e-6 * g for n, g in tensors(0).items()}, state).norm() / living.norm()
     ageing = built_in_schedule(HALF, torch.tensor(231.0)) / built_in_schedule(HALF, torch.tensor(30.0))
     young = 1 - 0.7 * (1 - 30 / 800)
