@@ -42,7 +42,7 @@ class NFOptimizer(torch.optim.Optimizer):
             step size, for an outside scheduler.
         lr: factor on the learned step sizes. 1 is what the rule was trained for.
         weight_decay: decoupled decay of matrices in units of the nominal step: W <- (1 - 0.025 lr s f wd) W
-            with s the schedule and f from 0.3 to 1, see `directions.decay_factor`, or 1 where no end is given;
+            with s the schedule and f from 0.3 to 1, see `directions.decay_factor`, or 1 with no end given;
             None: the checkpoint's (0.1).
         checkpoint: "default", "nominal" (the network's output at zero), or a file written by meta-training.
         model: the model that `params` come from, when `params` is not the model itself.
