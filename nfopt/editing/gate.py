@@ -53,6 +53,10 @@ class Gate:
             if value is not None and not math.isfinite(value):
                 raise EditingError(f"{name} of the gate is {value}; give a number, or None to leave it away.")
 
+    def accepts(self, evidence: Evidence) -> bool:
+        """Return whether no check fails."""
+        return not any(check.passed is False for check in self.judge(evidence))
+
     def judge(self, evidence: Evidence) -> tuple[Check, ...]:
         """Return every check with its outcome; the edit is accepted if none of them failed."""
         finite = all(said.finite for said in evidence.after.values())

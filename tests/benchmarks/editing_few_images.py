@@ -36,7 +36,7 @@ from nfopt.meta.editor_nets import train_in_turn
 from nfopt.meta.editor_streams import ORDERS, batches_of, stream_accuracy
 from nfopt.meta.editor_tasks import CLEAN
 from nfopt.recipe import load_recipe
-from nfopt.recipe.adapt.contest import AdaptContestRecipe
+from nfopt.recipe.adapt.contest import AdaptContestRecipe, nearest_count
 from nfopt.recipe.adapt.contest_report import plot_contest
 from nfopt.recipe.adapt.train_editor_options import Pictures, halves
 from nfopt.seeds import derive_seed
@@ -155,14 +155,12 @@ def measured(field: Field, text: str, options: argparse.Namespace, kept: dict[tu
                     scores = {"accuracy": trial.target, "clean": trial.clean, "seconds": trial.seconds}
                     kept[row.key] = replace(row, **scores)
         for images in options.streams:
-            methods = field.settings(options.tuning_nets, _nearest(field.recipe, images), options.only)
+            methods = field.settings(
+                options.tuning_nets, nearest_count(field.recipe.images, images), options.only
+            )
             for row in streamed(arena, text, domain, images, methods, kept, carried=not options.reset_only):
                 kept[row.key] = row
         save(field.folder, kept)
-
-
-def _nearest(recipe: AdaptContestRecipe, wanted: int) -> int:
-    return min(recipe.images, key=lambda count: abs(count - wanted))
 
 
 def streamed(

@@ -191,8 +191,7 @@ def outcome(row: dict[str, Any], gate: Gate, *, source_kept: bool) -> Outcome:
         for when in ("before", "after")
     )
     moved = {name: found[name] for name in ("changes", "weight_changes", "deep_shift", "target_shift")}
-    checks = gate.judge(Evidence(before, after, **moved))
-    return Outcome(not any(check.passed is False for check in checks), row["before"], row["after"])
+    return Outcome(gate.accepts(Evidence(before, after, **moved)), row["before"], row["after"])
 
 
 def main() -> None:

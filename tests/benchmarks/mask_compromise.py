@@ -23,7 +23,7 @@ from nfopt.meta.mask_tasks import MaskTask
 from nfopt.pruning import PruningMask, select
 from nfopt.pruning.copies import CopiesConfig, MaskedCopies, score_copies, train_copies
 from nfopt.pruning.neural import propose, read_model, read_network, scores_of
-from nfopt.pruning.neural.compromise import admissions, compromise, places
+from nfopt.pruning.neural.compromise import admissions, compromise, erk_worth, places
 from nfopt.seeds import derive_seed
 
 STEPS = CopiesConfig(200)
@@ -44,8 +44,7 @@ HELD_OUT_NET = 10_000  # seeds below were learned from
 
 def worths(ahead: Mapping[str, Tensor], flow: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return the worth of every weight by each way."""
-    erk = {n: -(torch.arange(v.numel()) + 0.5) / sum(v.shape) for n, v in ahead.items()}
-    by_ahead, by_erk = admissions(ahead), admissions(erk)
+    by_ahead, by_erk = admissions(ahead), admissions(erk_worth(ahead))
     shares = {
         "A": by_ahead,
         "E": by_erk,

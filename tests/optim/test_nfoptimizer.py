@@ -200,6 +200,19 @@ def test_weight_decay_shrinks_matrices_only() -> None:
         assert (float(shrink) > 1e-6) is (start.dim() == 2)
 
 
+@pytest.mark.parametrize("total_steps", [None, 20])
+def test_weight_decay_is_eased_only_where_an_end_is_given(total_steps: int | None) -> None:
+    decayed, plain = mlp(), mlp()
+    for model, decay in ((decayed, 5.0), (plain, 0.0)):
+        optimizer = build(model, weight_decay=decay, total_steps=total_steps, checkpoint="nominal")
+        take_steps(model, optimizer, 1)
+    share = 0.025 * 5.0 * optimizer.schedule.factor(0)
+    if total_steps is not None:
+        share *= 1 - 0.7 * (1 - 1 / 800)
+    start, with_decay, without = (weights(model)[0] for model in (mlp(), decayed, plain))
+    assert torch.allclose(without - with_decay, share * start, rtol=1e-2, atol=1e-6)
+
+
 def test_an_outside_scheduler_drives_lr_and_leaves_the_progress_alone() -> None:
     model = mlp()
     optimizer = build(model, total_steps=None)

@@ -63,10 +63,8 @@ def test_with_zero_output_layers_it_is_the_nominal_optimizer() -> None:
             direction = directions.orthogonal([momentum], [layout])[0]
             fan_in = momentum[0].numel()
             step = config.kernel_step if name == "conv" else config.matrix_step
-            size, decay = (
-                step / fan_in**0.5,
-                (1 - 0.7 * (1 - 4 / 800)) * config.matrix_step * config.weight_decay,
-            )
+            eased = 1 - 0.7 * (1 - 4 / 800)
+            size, decay = step / fan_in**0.5, eased * config.matrix_step * config.weight_decay
         else:
             direction = momentum / second.sqrt()
             direction = direction / direction.square().mean().sqrt()
@@ -234,10 +232,21 @@ def test_once_the_gradients_vanish_weights_decay_three_times_as_fast() -> None:
     for i in range(201):
         gone = {n: 1e-6 * g for n, g in tensors(100 + i).items()}
         _, state = rule(theta, params, gone, state, HALF)
-    eased = rule.plan(theta, params, tensors(0), state, HALF).shrink[1]
-    whole = rule.plan(theta, params, tensors(0), state, HALF, ease_decay=False).shrink[1]
-    assert float(eased) < float(whole)
     ratio = decay({n: 1e-6 * g for n, g in tensors(0).items()}, state).norm() / living.norm()
     ageing = built_in_schedule(HALF, torch.tensor(231.0)) / built_in_schedule(HALF, torch.tensor(30.0))
     young = 1 - 0.7 * (1 - 30 / 800)
     assert 0.9 / young < float(ratio / ageing) < 1.001 / young
+
+
+def test_decay_that_is_not_eased_is_the_nominal_one() -> None:
+    rule = LearnedUpdateRule(SPEC)
+    theta = {k: v.double() for k, v in rule.init_theta().items()}
+    params = tensors(0)
+    _, state = rule(theta, params, tensors(1), rule.init_state(params), HALF)
+    eased, whole = (
+        rule.plan(theta, params, tensors(2), state, HALF, ease_decay=ease).shrink for ease in (True, False)
+    )
+    nominal = rule.config.matrix_step * rule.config.weight_decay * built_in_schedule(HALF, torch.tensor(2.0))
+    for i, name in enumerate(rule.names):
+        assert float(whole[i]) == pytest.approx(float(nominal) if name in rule.matrices else 0)
+        assert name not in rule.matrices or float(eased[i]) < 0.4 * float(whole[i])

@@ -27,14 +27,20 @@ def compromise(ahead: Worth, flow: Worth) -> dict[str, Tensor]:
         flow: `neural_scores`, of the same tensors.
     """
     ranks = {name: places(values) * places(flow[name]) for name, values in ahead.items()}
-    # ERK's counts are one factor times the sum of a tensor's dimensions, rounded.
-    erk = {n: -(torch.arange(v.numel()) + 0.5) / max(sum(v.shape), 1) for n, v in ahead.items()}
-    by_ahead, by_erk = admissions(ahead), admissions(erk)
+    by_ahead, by_erk = admissions(ahead), admissions(erk_worth(ahead))
     worth = {}
     for name, rank in ranks.items():
         along = (by_ahead[name] * by_erk[name]).rsqrt()
         worth[name] = along[places(-rank) - 1]
     return worth
+
+
+def erk_worth(tensors: Worth) -> dict[str, Float[Tensor, " elements"]]:
+    """Return for each tensor of these shapes a worth of its k-th weight that shares out as `erk_counts` does.
+
+    ERK's counts are one factor times the sum of a tensor's dimensions, rounded.
+    """
+    return {n: -(torch.arange(v.numel()) + 0.5) / max(sum(v.shape), 1) for n, v in tensors.items()}
 
 
 def places(values: Tensor) -> Int[Tensor, "..."]:

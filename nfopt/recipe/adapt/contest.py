@@ -170,7 +170,7 @@ def run_adapt_contest(recipe: AdaptContestRecipe, context: RunContext) -> JobRes
     tables = contest_tables(rows, one_sided, oracle, labelled, chosen)
     streams: list[dict[str, Any]] = []
     if recipe.stream is not None:
-        found = _chosen_methods(recipe, chosen[str(_nearest(recipe.images, recipe.stream.batch))])
+        found = _chosen_methods(recipe, chosen[str(nearest_count(recipe.images, recipe.stream.batch))])
         able = {key: method for key, method in found.items() if key not in labelled}
         streams = stream_trials(recipe.stream, context, arena, able, recipe.domains, recipe.seed)
         tables += (stream_table(streams, recipe.stream),)
@@ -239,7 +239,7 @@ def _chosen_methods(recipe: AdaptContestRecipe, chosen: Mapping[str, Any]) -> di
     return methods
 
 
-def _nearest(counts: tuple[int, ...], wanted: int) -> int:
+def nearest_count(counts: tuple[int, ...], wanted: int) -> int:
     """Return the number of target images whose tuned settings serve batches of `wanted`."""
     return min(counts, key=lambda count: abs(count - wanted))
 
