@@ -1,10 +1,10 @@
 """A heat of the race: one task at one length, and what each method still has to train in it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from nfopt.recipe.compare.comparison import Method
 from nfopt.recipe.inputs import DataOptions, DeviceName, ModelOptions
@@ -49,6 +49,7 @@ class Heat:
         tuning_seeds: seeds by which settings are chosen.
         seeds: seeds that are reported, none of them a tuning seed.
         device: where trainings run.
+        settings: by method, options that an earlier race has found: these methods are not tuned.
     """
 
     task_name: str
@@ -58,6 +59,7 @@ class Heat:
     tuning_seeds: tuple[int, ...]
     seeds: tuple[int, ...]
     device: DeviceName
+    settings: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -69,6 +71,11 @@ class Heat:
         """Steps between points of the curves."""
         return max(self.total_steps // self.task.evaluations, 1)
 
+    def options_of(self, key: str, options: OptimizerOptions) -> OptimizerOptions:
+        """Return a method's options in this heat: the known settings in the place of grids."""
+        known = self.settings.get(key)
+        return options.varied(**known) if known else options
+
     def trial(self, options: OptimizerOptions, seed: int) -> Trial:
         """Return one training of this heat."""
         config = TrainingConfig(self.total_steps, self.task.batch_size, self.evaluate_every, seed)
@@ -78,8 +85,9 @@ class Heat:
         """Return the same heat over a share of its steps, for a training that is planned to be shorter."""
         return replace(self, total_steps=max(round(share * self.total_steps), 1))
 
-    def trainings_of(self, options: OptimizerOptions) -> int:
+    def trainings_of(self, key: str, options: OptimizerOptions) -> int:
         """Return how many trainings a method takes in all."""
+        options = self.options_of(key, options)
         return candidate_count(options, self.search) * len(self.tuning_seeds) + len(self.seeds)
 
 
@@ -109,6 +117,8 @@ def standing(heat: Heat, key: str, options: OptimizerOptions, known: KnownCurve)
         options: its options with grids.
         known: returns the curve of the training of that name, None if it is not there.
     """
+    total = heat.trainings_of(key, options)
+    options = heat.options_of(key, options)
     names: dict[str, Trial] = {}
 
     def score(candidate: OptimizerOptions) -> float | None:
@@ -120,7 +130,6 @@ def standing(heat: Heat, key: str, options: OptimizerOptions, known: KnownCurve)
         return mean_or_infinity([_final_loss(curve) for curve in curves if curve is not None])
 
     search = look(options, heat.search, score)
-    total = heat.trainings_of(options)
     if search.chosen is None:
         missing = tuple(trial for name, trial in names.items() if known(name) is None)
         return Standing(missing, len(names) - len(missing), total)
@@ -130,14 +139,18 @@ def standing(heat: Heat, key: str, options: OptimizerOptions, known: KnownCurve)
     missing = tuple(trial for trial, run in zip(reported, runs, strict=True) if run is None)
     if missing:
         return Standing(missing, total - len(missing), total)
-    return Standing((), total, total, _method(key, options, search, [run for run in runs if run is not None]))
+    tuned = tuple(options.tune) or tuple(heat.settings.get(key, ()))
+    curves = tuple(run for run in runs if run is not None)
+    return Standing((), total, total, _method(key, options, search, tuned, curves))
 
 
-def _method(key: str, options: OptimizerOptions, search: Search, runs: list[Curve]) -> Method:
+def _method(
+    key: str, options: OptimizerOptions, search: Search, tuned: tuple[str, ...], runs: tuple[Curve, ...]
+) -> Method:
     assert search.chosen is not None
     candidates = tuple((tried, None if loss == float("inf") else loss) for tried, loss in search.tried)
     label = options.label or key
-    return Method(key, label, search.chosen, candidates, tuple(runs), tuple(options.tune))
+    return Method(key, label, search.chosen, candidates, runs, tuned)
 
 
 def _final_loss(curve: Curve) -> float | None:

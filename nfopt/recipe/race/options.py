@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from nfopt.errors import unknown_name
 from nfopt.recipe.inputs import DeviceName
@@ -38,6 +38,7 @@ class RaceRecipe(Recipe):
         candidate: key of the method that the verdict is about.
         ablations: keys of the methods that it must beat to have earned its complexity.
         search: "product" or "coordinate"; see nfopt/recipe/race/search.py.
+        settings: by heat and method, options that an earlier race has found: there the method is not tuned.
         tuning_seeds: seeds by which settings are chosen, none of them reported.
         seeds: seeds that are reported.
         unreached_factor: what a target that is never reached counts as, in full lengths.
@@ -59,6 +60,7 @@ class RaceRecipe(Recipe):
     candidate: str = "nfopt"
     ablations: tuple[str, ...] = ("nominal",)
     search: SearchName = "coordinate"
+    settings: dict[str, dict[str, dict[str, JsonValue]]] = Field(default={})
     tuning_seeds: Annotated[tuple[Index, ...], Field(min_length=1)] = (100,)
     seeds: Annotated[tuple[Index, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     unreached_factor: Positive = 2.0
@@ -91,7 +93,7 @@ class RaceRecipe(Recipe):
         for name in self.only.tasks or ():
             if name not in known:
                 faults.append((("only", "tasks"), str(unknown_name("task", name, known))))
-        faults += self._seed_faults() + self._budget_faults()
+        faults += self._seed_faults() + self._budget_faults() + self._settings_faults()
         if faults:
             raise fault_at("race", self.model_dump(mode="json"), *faults)
         return self
@@ -125,6 +127,23 @@ class RaceRecipe(Recipe):
                 return [(("methods",), message)]
         return []
 
+    def _settings_faults(self) -> list[tuple[tuple[str | int, ...], str]]:
+        faults: list[tuple[tuple[str | int, ...], str]] = []
+        known = [heat.name for heat in heats(self)]
+        for heat, methods in self.settings.items():
+            if heat not in known:
+                faults.append((("settings", heat), str(unknown_name("heat", heat, known))))
+            for key, values in methods.items():
+                place = ("settings", heat, key)
+                if key not in self.methods:
+                    faults.append((place, str(unknown_name("method", key, self.methods))))
+                    continue
+                try:
+                    self.methods[key].varied(**values)
+                except ValidationError as error:
+                    faults += [((*place, *details["loc"]), details["msg"]) for details in error.errors()]
+        return faults
+
 
 def heats(recipe: RaceRecipe) -> list[Heat]:
     """Return every heat: each task at each of its lengths."""
@@ -137,6 +156,7 @@ def heats(recipe: RaceRecipe) -> list[Heat]:
             recipe.tuning_seeds,
             recipe.seeds,
             recipe.device,
+            recipe.settings.get(f"{name}-{total_steps}", {}),
         )
         for name, task in recipe.tasks.items()
         for total_steps in task.total_steps

@@ -69,7 +69,8 @@ def _final_notes(result: HeatResult, labels: Mapping[str, str]) -> tuple[str, ..
                 f"{name} {getattr(method.options, name)}{'*' if name in at_edge else ''}"
                 for name in method.tuned
             )
-            notes.append(f"{method.label}: {chosen} ({len(method.candidates)} tried)")
+            tried = f"{len(method.candidates)} tried" if method.candidates else "as found by an earlier race"
+            notes.append(f"{method.label}: {chosen} ({tried})")
     if any(edges(method) for method in result.methods.values()):
         notes.append("* at the edge of what was tried: a better one may lie beyond")
     if result.missing:

@@ -166,6 +166,26 @@ def test_nothing_that_is_there_is_trained_again_when_a_method_or_a_task_is_added
     assert len(trained) == len(set(trained)) > 2
 
 
+def test_settings_of_an_earlier_race_take_the_place_of_its_searches(file, tmp_path, whole):
+    earlier = whole.result.results["heats"]["small-12"]["methods"]["adamw"]
+    chosen = {name: earlier["chosen"][name] for name in earlier["tuned"]}
+    settings = [f"settings.small-12.adamw.{name}={value}" for name, value in chosen.items()]
+    part = [f"output={tmp_path / 'out'}", "only.tasks=[small]", "only.methods=[adamw]"]
+    outcome = run_recipe(load_recipe(file, [*part, *settings]))
+    found = outcome.result.results["heats"]
+    again = found["small-12"]["methods"]["adamw"]
+    assert {key: again[key] for key in ("chosen", "tuned", "runs")} == {
+        key: earlier[key] for key in ("chosen", "tuned", "runs")
+    }
+    assert again["candidates"] == []
+    assert len(found["small-24"]["methods"]["adamw"]["candidates"]) == 3
+    (table,) = [table for title, table in tables(outcome).items() if title.startswith("small-12")]
+    assert any("as found by an earlier race" in note for note in table.notes)
+    plan = "\n".join(plan_race(load_recipe(file, [*part, *settings]).recipe))
+    assert "1 methods, coordinate search, 2 trainings of 12 steps" in plan
+    assert len(list((tmp_path / "out" / "pieces").glob("small-12-adamw-*"))) == 2
+
+
 def test_another_device_is_another_experiment(file, tmp_path):
     out = f"output={tmp_path / 'out'}"
     run_recipe(load_recipe(file, [out, "only.tasks=[]"]))
@@ -211,6 +231,9 @@ def test_the_name_of_a_training_depends_on_all_that_its_numbers_do(file):
         ("tasks.small.total_steps=[]", "at least 1"),
         ("planned=[0.5, 0.25]", "must rise"),
         ("planned=[1.0]", "less than 1"),
+        ("settings.small-21.sgd.lr=0.1", "Did you mean 'small-24'"),
+        ("settings.small-12.sdg.lr=0.1", "Did you mean 'sgd'"),
+        ("settings.small-12.sgd.lr=-0.1", "greater than 0"),
     ],
 )
 def test_every_kind_of_fault_is_found(file, override, part):
