@@ -6,7 +6,6 @@ from nfopt.experiments.canonical import canonical_relu, canonical_siren
 from nfopt.experiments.fitting import Fit, FitConfig, fit
 from nfopt.experiments.question import ExperimentError, Question
 from nfopt.experiments.readers import READERS, Reader, WeightReader, parameter_count, reader
-from nfopt.experiments.scores import Spread, paired, spread
 from nfopt.experiments.tasks import (
     IMAGE_EDITS,
     Classification,
@@ -16,6 +15,7 @@ from nfopt.experiments.tasks import (
     Regression,
     Task,
 )
+from nfopt.spread import Spread, paired, spread
 
 __all__ = [
     "IMAGE_EDITS",

@@ -88,8 +88,8 @@ def decay_factor(
 ) -> Float[Tensor, "*batch tensors"]:
     """Return the factor on the nominal weight decay: 0.3 at first, 1 where gradients have gone or time has.
 
-    1 - 0.7 (1 - k / 800)_+ (1 - (1 + c) g / (c + g)) in step k, with g = 1 - alive and c = 0.4. While there
-    is still much to learn, decay is in its way. When gradients go, or the same images have come again and
+    1 - 0.7 (1 - k / 800)_+ c (1 - g) / (c + g) in step k, with g = 1 - alive and c = 0.4. While there is
+    still much to learn, decay is in its way. When gradients go, or the same images have come again and
     again, it is what generalises. tests/benchmarks/decays.md says what this brings.
 
     Args:
@@ -97,7 +97,7 @@ def decay_factor(
         step: k, this one included.
     """
     gone = (1 - alive).clamp(min=0)
-    living = 1 - (1 + DECAY_EASED) * gone / (gone + DECAY_EASED)
+    living = DECAY_EASED * (1 - gone) / (gone + DECAY_EASED)
     return 1 - (1 - DECAY_LEAST) * (1 - step / DECAY_YOUNG).clamp(min=0) * living
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from nfopt.meta.editor_contest import ORACLE, UNEDITED, gap_share
 from nfopt.meta.editor_tasks import CLEAN
 from nfopt.recipe.job import Table
 from nfopt.recipe.plots import COLOURS
+from nfopt.spread import spread
 
 Rows = Sequence[Mapping[str, Any]]
 Oracle = Mapping[str, Sequence[float]]
@@ -82,8 +83,7 @@ def _verdict(trials: Rows, labelled: Sequence[str]) -> list[str]:
     if len(ranked) < 2:
         return []
     gains = [100 * (a - b) for a, b in zip(means[ranked[0]], means[ranked[1]], strict=True)]
-    spread = f" ± {stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
-    return [f"Best without labels: {ranked[0]}, {fmean(gains):.2f}{spread} points before {ranked[1]}."]
+    return [f"Best without labels: {ranked[0]}, {spread(gains):.2f} points before {ranked[1]}."]
 
 
 def _net_means(trials: Rows, method: str, domains: Sequence[str]) -> list[float]:
@@ -99,7 +99,8 @@ def _percent(values: Sequence[float]) -> str:
 
 
 def _error(values: Sequence[float]) -> str:
-    return f"{100 * stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+    error = spread(values).error
+    return "" if error is None else f"{100 * error:.1f}"
 
 
 def plot_contest(path: Path, rows: Mapping[str, Rows], oracle: Oracle, labelled: Sequence[str]) -> None:
@@ -114,8 +115,9 @@ def plot_contest(path: Path, rows: Mapping[str, Rows], oracle: Oracle, labelled:
         heights, errors = [], []
         for trials in rows.values():
             values = _net_means(trials, method, [t["domain"] for t in trials if t["domain"] != CLEAN])
-            heights.append(100 * fmean(values))
-            errors.append(100 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0)
+            found = spread(values).times(100)
+            heights.append(found.mean)
+            errors.append(found.error or 0.0)
             lowest, highest = min(lowest, fmean(values)), max(highest, fmean(values))
         places = np.arange(len(rows)) + (index - (len(methods) - 1) / 2) * width
         colour = "lightgrey" if method == UNEDITED else COLOURS[(index - 1) % len(COLOURS)]

@@ -1,10 +1,11 @@
 """What editing from weights alone came to: a table for each shift, and one over all of them."""
 
 from collections.abc import Mapping
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from nfopt.recipe.job import Table
+from nfopt.spread import spread
 
 NONE, ORACLE = "none", "oracle"
 Scores = Mapping[str, Mapping[str, Any]]
@@ -63,13 +64,12 @@ def _rows(scores: Scores) -> list[tuple[str, ...]]:
     for key, own in scores.items():
         values = own["target"]
         gains = [100 * (after - before) for after, before in zip(values, scores[NONE]["target"], strict=True)]
-        error = f" ± {stdev(gains) / len(gains) ** 0.5:.1f}" if len(gains) > 1 else ""
         mean = fmean(values)
         rows.append(
             (
                 key,
                 f"{100 * mean:.1f}",
-                "" if key == NONE else f"{fmean(gains):+.1f}{error}",
+                "" if key == NONE else f"{spread(gains):+.1f}",
                 f"{(mean - none) / (oracle - none):.2f}" if oracle - none > 1e-6 else "",
                 f"{(mean - none) / (1 - none):.2f}" if none < 1 else "",
                 f"{100 * fmean(own['clean']):.1f}",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from nfopt.recipe.adapt.options import GateOptions
 from nfopt.recipe.job import RunContext, Table
 from nfopt.recipe.strict import Count, Strict
 from nfopt.seeds import derive_seed
+from nfopt.spread import spread
 
 
 class StreamOptions(Strict):
@@ -106,6 +107,5 @@ def _cell(trials: Sequence[Mapping[str, Any]], *, gated: bool) -> str:
     for trial in trials:
         by_net.setdefault(trial["net"], []).append(100 * trial["accuracy"])
     nets = [fmean(values) for values in by_net.values()]
-    error = f" ± {stdev(nets) / len(nets) ** 0.5:.1f}" if len(nets) > 1 else ""
     refused = f" ({100 * fmean(t['refused'] for t in trials):.0f})" if gated else ""
-    return f"{fmean(nets):.1f}{error}{refused}"
+    return f"{spread(nets):.1f}{refused}"

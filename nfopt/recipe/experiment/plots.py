@@ -10,9 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from nfopt.atomic import replacing
-from nfopt.experiments.scores import spread
 from nfopt.recipe.experiment.report import Report
 from nfopt.recipe.plots import COLOURS, MARKERS
+from nfopt.spread import spread
 
 
 def draw(report: Report, folder: Path) -> list[Path]:

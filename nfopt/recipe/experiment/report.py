@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import floor, isfinite, log10
 from typing import Any
 
-from nfopt.experiments.scores import Spread, paired, spread
 from nfopt.recipe.job import Table
+from nfopt.spread import Spread, paired, spread
 
 _FACTORS = {"accuracy": 100.0}
 _UNITS = {"accuracy": "accuracy (%)", "mse": "mean squared error", "tau": "Kendall's tau"}
@@ -153,4 +153,4 @@ def _text(report: Report, found: Spread) -> str:
     digits = 1 if report.metric == "accuracy" else 2
     if report.metric != "accuracy" and isfinite(size) and 0 < size < 1:
         digits = min(6, 2 - floor(log10(size)))
-    return found.shown(digits, report.factor)
+    return f"{found.times(report.factor):.{digits}f}"

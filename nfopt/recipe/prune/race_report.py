@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from pydantic import JsonValue
 
 from nfopt.recipe.job import Table
 from nfopt.recipe.prune.plots import plot_accuracies
+from nfopt.spread import spread
 
 DENSE = "dense"
 
@@ -77,9 +78,8 @@ class RaceRows:
 
 def paired(ours: dict[int, float], theirs: dict[int, float]) -> list[JsonValue]:
     """Return mean and standard error of the differences seed by seed; the error is 0 for one seed."""
-    differences = [value - theirs[seed] for seed, value in ours.items()]
-    error = stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else 0.0
-    return [fmean(differences), error]
+    found = spread([value - theirs[seed] for seed, value in ours.items()])
+    return [found.mean, found.error or 0.0]
 
 
 def verdicts(race: RaceRows) -> dict[str, JsonValue]:
@@ -104,8 +104,8 @@ def _accuracies(race: RaceRows, heat: str) -> Table:
     seeds = sorted({row["seed"] for row in race.rows})
     dense = _cell(race.of(heat, DENSE, 1.0))
     columns = ("mask by", *(f"{100 * d:g} %\nkept" for d in race.densities), "mask,\nseconds")
-    spread = " and standard error" if len(seeds) > 1 else ""
-    notes = (f"Test accuracy, mean{spread} over {len(seeds)} seeds; the dense net: {dense}.",)
+    error = " and standard error" if len(seeds) > 1 else ""
+    notes = (f"Test accuracy, mean{error} over {len(seeds)} seeds; the dense net: {dense}.",)
     return Table(f"{heat}: test accuracy (%)", columns, tuple(rows), notes)
 
 
@@ -138,10 +138,7 @@ def _verdict(race: RaceRows) -> Table:
 
 
 def _cell(accuracies: dict[int, float]) -> str:
-    if not accuracies:
-        return ""
-    mean, values = fmean(accuracies.values()), list(accuracies.values())
-    return f"{mean:.1f}" if len(values) < 2 else f"{mean:.1f}±{stdev(values) / len(values) ** 0.5:.1f}"
+    return f"{spread([*accuracies.values()]):.1f}" if accuracies else ""
 
 
 def _difference(pair: Any) -> str:

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass
 from functools import partial
-from statistics import fmean, stdev
 from typing import Annotated, Any, Literal
 
 import torch
@@ -29,6 +28,7 @@ from nfopt.recipe.prune.options import (
 from nfopt.recipe.prune.plots import plot_accuracies, plot_densities
 from nfopt.recipe.strict import Count, Fraction, Index
 from nfopt.recipe.trial import loaded
+from nfopt.spread import spread
 from nfopt.training import Curve, TrainingConfig, train
 
 DENSE = "dense"
@@ -274,19 +274,16 @@ def _table(recipe: PruneTrainRecipe, results: list[Any], patterns: tuple[str, ..
         *(f"{100 * density:g} %\nkept" for density in recipe.densities),
         "with an\nempty layer",
     )
-    spread = " and standard error" if len(recipe.seeds) > 1 else ""
+    error = " and standard error" if len(recipe.seeds) > 1 else ""
     notes = (
-        f"Mean{spread} over seeds {', '.join(map(str, recipe.seeds))}; the dense net keeps all weights.",
+        f"Mean{error} over seeds {', '.join(map(str, recipe.seeds))}; the dense net keeps all weights.",
         *patterns,
     )
     return Table(title, columns, tuple(rows), notes)
 
 
 def _cell(accuracies: list[float]) -> str:
-    mean = f"{100 * fmean(accuracies):.1f}"
-    if len(accuracies) < 2:
-        return mean
-    return f"{mean}±{100 * stdev(accuracies) / len(accuracies) ** 0.5:.1f}"
+    return f"{spread(accuracies).times(100):.1f}"
 
 
 def _pictures(recipe: PruneTrainRecipe, results: list[Any], context: RunContext) -> tuple[Any, ...]:

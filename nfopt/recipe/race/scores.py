@@ -14,11 +14,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import fmean, stdev
+from statistics import fmean
 
 from nfopt.metrics import steps_to_target
 from nfopt.recipe.compare.comparison import Method
 from nfopt.recipe.race.heat import Heat
+from nfopt.spread import spread
 from nfopt.training import Curve
 
 
@@ -170,8 +171,8 @@ class HeatResult:
 
 def mean_and_error(values: Sequence[float]) -> Difference:
     """Return mean and standard error."""
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Difference(fmean(values), error)
+    found = spread(values)
+    return Difference(found.mean, found.error)
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import sem
 
-from nfopt.experiments.scores import paired, spread
+from nfopt.spread import paired, spread
 
 NUMBERS = st.lists(st.floats(-100, 100), min_size=2, max_size=9)
 
@@ -26,6 +26,6 @@ def test_what_all_seeds_share_cancels_in_paired_differences(values, shift):
 
 
 def test_one_seed_has_no_error_and_a_number_that_is_none_has_no_mean():
-    assert spread([0.5]).error is None and spread([0.5]).shown(1, 100) == "50.0"
-    assert spread([0.25, 0.75]).shown(1, 100) == "50.0±25.0"
+    assert spread([0.5]).error is None and f"{spread([0.5]).times(100):.1f}" == "50.0"
+    assert f"{spread([0.25, 0.75]).times(100):+.1f}" == "+50.0±25.0"
     assert math.isnan(spread([0.5, math.inf]).mean)

@@ -1,4 +1,4 @@
-"""Scores over seeds: mean, standard error, and differences paired by seed."""
+"""Spread: mean and standard error of numbers over seeds or nets, and of differences paired by them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,18 +8,24 @@ from statistics import fmean, stdev
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A mean over seeds and its standard error, which is None for a single seed."""
+    """A mean over seeds or nets and its standard error, which is None for a single one.
+
+    `f"{spread:+.1f}"` is "+1.2±0.3": both in the given form, the sign before the mean alone.
+    """
 
     mean: float
     error: float | None
 
     def __str__(self) -> str:
-        return self.shown(3)
+        return f"{self:.3f}"
 
-    def shown(self, digits: int, factor: float = 1.0) -> str:
-        """Return "mean±error" with so many digits behind the point, both times `factor`."""
-        mean = f"{factor * self.mean:.{digits}f}"
-        return mean if self.error is None else f"{mean}±{factor * self.error:.{digits}f}"
+    def __format__(self, form: str) -> str:
+        mean = format(self.mean, form)
+        return mean if self.error is None else f"{mean}±{format(self.error, form.removeprefix('+'))}"
+
+    def times(self, factor: float) -> "Spread":
+        """Return mean and error multiplied by a positive factor."""
+        return Spread(factor * self.mean, None if self.error is None else factor * self.error)
 
 
 def spread(values: Sequence[float]) -> Spread:
