@@ -1,7 +1,7 @@
 """Objective: the meta-loss of one inner training, from its validation losses."""
 
 from dataclasses import dataclass
-from math import log
+from math import floor, log
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ class Objective:
 
     Attributes:
         every: inner steps between evaluations; the last step is always evaluated.
-        final_share: weight of the last evaluation, in [0, 1]; the rest is spread evenly over all evaluations.
+        final_share: weight of the last evaluation, in [0, 1]; the rest is spread evenly over all that count.
+        after: share of the training, in [0, 1), up to which no evaluation counts.
         floor: added to the loss in nats, so that a solved task does not outweigh all others.
         ceiling: multiple of c at which the loss is cut.
         failure: what a copy with a non-finite loss counts on top of the ceiling; it also counts as failed.
@@ -32,11 +33,14 @@ class Objective:
     floor: float = 0.02
     ceiling: float = 4.0
     failure: float = 0.5
+    after: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.every < 1 or not 0 <= self.final_share <= 1 or self.floor <= 0 or self.ceiling <= 0:
+        shares = 0 <= self.final_share <= 1 and 0 <= self.after < 1
+        if self.every < 1 or not shares or self.floor <= 0 or self.ceiling <= 0:
             raise NfoptError(
-                f"an objective needs every >= 1, final_share in [0, 1], floor and ceiling > 0, not {self}."
+                "an objective needs every >= 1, final_share in [0, 1], floor and ceiling > 0, and after in "
+                f"[0, 1), not {self}."
             )
 
     def evaluates(self, step: int, horizon: int) -> bool:
@@ -45,7 +49,10 @@ class Objective:
 
     def weight(self, step: int, horizon: int) -> float:
         """Return the weight of the evaluation at `step`; over a whole training they sum to 1."""
-        count = horizon // self.every + (horizon % self.every > 0)
+        unseen = floor(self.after * horizon)
+        if step <= unseen:
+            return 0.0
+        count = horizon // self.every + (horizon % self.every > 0) - unseen // self.every
         return (1 - self.final_share) / count + self.final_share * (step == horizon)
 
     def value(self, loss: Tensor, classes: int) -> Tensor:

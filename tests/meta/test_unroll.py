@@ -152,12 +152,21 @@ def test_steps_past_the_horizon_and_wrong_thetas_are_refused() -> None:
         run.run(thetas(2), run.start(), 1)
 
 
-@given(every=st.integers(1, 30), horizon=st.integers(1, 100), share=st.floats(0, 1, allow_nan=False))
-def test_the_weights_of_a_training_sum_to_one(every: int, horizon: int, share: float) -> None:
-    objective = Objective(every=every, final_share=share)
+@given(
+    every=st.integers(1, 30),
+    horizon=st.integers(1, 100),
+    share=st.floats(0, 1, allow_nan=False),
+    after=st.floats(0, 1, exclude_max=True, allow_nan=False),
+)
+def test_the_weights_of_a_training_sum_to_one_and_begin_after_its_share(
+    every: int, horizon: int, share: float, after: float
+) -> None:
+    objective = Objective(every=every, final_share=share, after=after)
     steps = [s for s in range(1, horizon + 1) if objective.evaluates(s, horizon)]
+    weights = {s: objective.weight(s, horizon) for s in steps}
     assert steps[-1] == horizon
-    assert sum(objective.weight(s, horizon) for s in steps) == pytest.approx(1)
+    assert sum(weights.values()) == pytest.approx(1)
+    assert all((weights[s] == 0) == (s <= after * horizon or share == 1) for s in steps[:-1])
 
 
 def test_the_meta_loss_is_zero_at_chance_bounded_and_worst_for_a_failure() -> None:
@@ -177,7 +186,9 @@ def test_a_failure_gives_no_gradient_and_no_nan_to_others() -> None:
     assert gradient[1] == 0
 
 
-@pytest.mark.parametrize("bad", [{"every": 0}, {"final_share": 1.5}, {"floor": 0.0}, {"ceiling": 0.0}])
+@pytest.mark.parametrize(
+    "bad", [{"every": 0}, {"final_share": 1.5}, {"floor": 0.0}, {"ceiling": 0.0}, {"after": 1.0}]
+)
 def test_impossible_objectives_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(NfoptError):
         Objective(**bad)  # pyright: ignore[reportArgumentType]
