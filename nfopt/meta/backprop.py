@@ -17,12 +17,14 @@ class TruncatedBackprop:
     g_k = d L_k / d theta through the piece's own steps, second derivatives included. No variance from
     perturbations. With a truncation it is biased towards short-term gains, as influence through earlier
     pieces is cut (Wu et al. 2018); over long pieces gradients may explode (Metz et al. 2019), which bounded
-    outputs and `max_norm` hold in check.
+    outputs and `max_norm` hold in check. Those that explode agree with each other and mislead: `fade` takes
+    their say from them (tests/benchmarks/meta_optimum.md).
     An instance whose loss or gradient is not finite gives no gradient and is counted as failed.
 
     Attributes:
         truncation: inner steps per piece, or None for the whole training: the exact gradient.
         max_norm: each instance's gradient is scaled down to this norm.
+        fade: scale a longer one down to max_norm^2 over its length instead: the longer, the less it counts.
         segment: inner steps whose graph is in memory at a time, or None for the whole piece. A longer piece
             is run without a graph first, and again segment by segment from its end (gradient checkpointing,
             Chen et al. 2016): the same gradient for about a third more time.
@@ -31,6 +33,7 @@ class TruncatedBackprop:
     truncation: int | None = 50
     max_norm: float = 10.0
     segment: int | None = None
+    fade: bool = False
 
     def __post_init__(self) -> None:
         check_truncation(self.truncation)
@@ -50,10 +53,9 @@ class TruncatedBackprop:
         losses, failed, end, gradients = self._backpropagate(unroll, copies, carry.state, steps)
         failed = failed | ~torch.isfinite(gradients).all(1)
         gradients = torch.where(failed[:, None], torch.zeros_like(gradients), gradients)
-        norm = gradients.norm(dim=1, keepdim=True).clamp(min=self.max_norm)
-        estimate = Estimate(
-            gradients * (self.max_norm / norm), losses, int(failed.sum()), len(failed), steps * len(failed)
-        )
+        share = self.max_norm / gradients.norm(dim=1, keepdim=True).clamp(min=self.max_norm)
+        gradients = gradients * (share.square() if self.fade else share)
+        estimate = Estimate(gradients, losses, int(failed.sum()), len(failed), steps * len(failed))
         return estimate, None if end.step == unroll.horizon else Carry(end)
 
     def _backpropagate(

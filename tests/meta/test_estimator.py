@@ -88,6 +88,14 @@ def test_backprop_scales_a_long_gradient_to_its_largest_norm() -> None:
     torch.testing.assert_close(gradients, torch.full_like(gradients, -0.5))
 
 
+def test_backprop_lets_long_gradients_fade_with_their_length_and_leaves_short_ones() -> None:
+    whole, _ = whole_training(TruncatedBackprop(truncation=None, max_norm=1e9), DescentOnQuadratic())
+    length = float(whole.abs().max())
+    for limit in (length / 3, length * 3):
+        faded, _ = whole_training(TruncatedBackprop(None, limit, fade=True), DescentOnQuadratic())
+        torch.testing.assert_close(faded, whole * min(1.0, limit / length) ** 2)
+
+
 @pytest.mark.parametrize(
     "estimator", [ES(sigma=0.3), ES(sigma=0.3, truncation=2), PES(sigma=0.3, truncation=6)]
 )

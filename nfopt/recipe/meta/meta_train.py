@@ -44,8 +44,9 @@ from nfopt.recipe.strict import Count, Fraction, Index, Positive, Strict
 class EstimatorOptions(Strict):
     """The meta-gradient's estimator: `truncation` null is the whole training.
 
-    `sigma` is ES's and PES's; `max_norm`, the largest gradient of one instance, and `segment`, the inner
-    steps whose graph is in memory at a time, are backpropagation's.
+    `sigma` is ES's and PES's; `max_norm`, the largest gradient of one instance, `fade`, which makes longer
+    ones count for less, and `segment`, the inner steps whose graph is in memory at a time, are
+    backpropagation's.
     """
 
     kind: Literal["es", "pes", "backprop"] = "backprop"
@@ -53,6 +54,7 @@ class EstimatorOptions(Strict):
     sigma: Positive = 0.01
     max_norm: Positive = 10.0
     segment: Count | None = 25
+    fade: bool = False
 
     def build(self) -> GradientEstimator:
         """Return the estimator."""
@@ -60,7 +62,7 @@ class EstimatorOptions(Strict):
             return ES(self.sigma, self.truncation)
         if self.kind == "pes":
             return PES(self.sigma, self.truncation or 50)
-        return TruncatedBackprop(self.truncation, self.max_norm, self.segment)
+        return TruncatedBackprop(self.truncation, self.max_norm, self.segment, self.fade)
 
 
 class SelectionOptions(Strict):
