@@ -21,6 +21,7 @@ from nfopt.meta.rules import LearnedRules
 from nfopt.meta.sources import load_source
 from nfopt.meta.task import Task, TaskConfig
 from nfopt.optim.rule_checkpoint import read_rule
+from nfopt.optim.schedule import built_in_schedule
 from nfopt.progress import Progress
 from nfopt.recipe import records
 from nfopt.recipe.job import JobResult, Recipe, RunContext, Table, job
@@ -118,8 +119,12 @@ def draw_decisions(path: Path, decisions: Decisions, title: str) -> None:
     _lines(others, decisions, decisions.step_factor, rest, "step of vectors (x nominal)")
     _lines(momentum, decisions, decisions.fast_share, chosen, "share of the fast momentum")
     _lines(decay, decisions, decisions.decay_factor, chosen, "weight decay (x nominal)")
+    progress = decisions.progress
+    nominal = built_in_schedule(progress, torch.arange(1, len(progress) + 1))
     for axes in (steps, others):
-        axes.plot([0, 1], [1, 0], color="grey", linewidth=1, linestyle="--", label="nominal")
+        axes.plot(
+            progress.tolist(), nominal.tolist(), color="grey", linewidth=1, linestyle="--", label="nominal"
+        )
     momentum.axhline(0.5, color="grey", linewidth=1, linestyle="--")
     decay.axhline(1.0, color="grey", linewidth=1, linestyle="--")
     steps.legend(frameon=False, fontsize=7)
