@@ -12,9 +12,8 @@ What is in the file of results is not computed again.
 """
 
 import argparse
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from nfopt.checkpoints import load_checkpoint
 from nfopt.meta.backprop import TruncatedBackprop
+from nfopt.meta.lesions import Lesion, Theta, without_learned_part
 from nfopt.meta.nets import Architecture
 from nfopt.meta.objective import Objective
 from nfopt.meta.rules import LearnedRules
@@ -35,11 +35,10 @@ from nfopt.optim.controls import CONTROL_NAMES
 from nfopt.recipe import load_recipe
 from nfopt.seeds import derive_seed, generator
 from nfopt.spread import spread
+from tests.benchmarks.rule_forms import FLOOR, Results
 
 SEED = 70
-FLOOR = 0.05  # added to losses before logarithms, as in meta-training
 FEW = 8_000  # images up to which a training counts as one on few
-Theta = dict[str, Tensor]
 
 
 def _mlp(side: int) -> Architecture:
@@ -85,36 +84,35 @@ PANEL = {
 }
 
 
-def bias(control: str, change: float) -> Callable[[Theta], None]:
+def bias(control: str, change: float) -> Lesion:
     """Return what adds a constant to a control's decision, before its tanh."""
 
-    def add(theta: Theta) -> None:
-        theta["tensor_output_bias"][CONTROL_NAMES.index(control)] += change
+    def added(theta: Mapping[str, Tensor]) -> Theta:
+        changed = {name: value.clone() for name, value in theta.items()}
+        changed["tensor_output_bias"][CONTROL_NAMES.index(control)] += change
+        return changed
 
-    return add
+    return added
 
 
-def scale(control: str, factor: float) -> Callable[[Theta], None]:
+def scale(control: str, factor: float) -> Lesion:
     """Return what multiplies a control's decision, before its tanh."""
 
-    def multiply(theta: Theta) -> None:
-        row = CONTROL_NAMES.index(control)
-        theta["tensor_output"][row] *= factor
-        theta["tensor_output_bias"][row] *= factor
+    def scaled(theta: Mapping[str, Tensor]) -> Theta:
+        changed = {name: value.clone() for name, value in theta.items()}
+        for name in ("tensor_output", "tensor_output_bias"):
+            changed[name][CONTROL_NAMES.index(control)] *= factor
+        return changed
 
-    return multiply
-
-
-def _half_gains(theta: Theta) -> None:
-    theta["entry_output"] *= 0.5
+    return scaled
 
 
-def _nominal(theta: Theta) -> None:
-    for name in ("tensor_output", "tensor_output_bias", "entry_output"):
-        theta[name].zero_()
+def half_gains(theta: Mapping[str, Tensor]) -> Theta:
+    """Rows and columns differ half as much."""
+    return {**theta, "entry_output": 0.5 * theta["entry_output"]}
 
 
-NUDGES: dict[str, Callable[[Theta], None]] = {
+NUDGES: dict[str, Lesion] = {
     "log step + .1": bias("log_step", 0.1),
     "log step - .1": bias("log_step", -0.1),
     "momentum share x 1.3": scale("fast_share", 1.3),
@@ -123,27 +121,9 @@ NUDGES: dict[str, Callable[[Theta], None]] = {
     "log decay x .6": scale("log_decay", 0.6),
     "log decay - .3": bias("log_decay", -0.3),
     "log decay - .6": bias("log_decay", -0.6),
-    "gains x .5": _half_gains,
-    "nominal": _nominal,
+    "gains x .5": half_gains,
+    "nominal": without_learned_part,
 }
-
-
-class Results:
-    """A file of JSON lines [key, value]."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        lines = file.read_text().splitlines() if file.exists() else []
-        self.values: dict[str, list] = dict(map(json.loads, lines))
-
-    def once(self, key: str, measure: Callable[[], list]) -> list:
-        """Return what is there under `key`, or measure and keep it."""
-        if key not in self.values:
-            self.values[key] = measure()
-            with self._file.open("a") as file:
-                file.write(json.dumps([key, self.values[key]]) + "\n")
-            print(key, flush=True)
-        return self.values[key]
 
 
 def gradient(recipe: Path, overrides: list[str], count: int, results: Results) -> Iterator[str]:
@@ -207,13 +187,7 @@ def nudges(only: str, results: Results) -> Iterator[str]:
     rules = LearnedRules(RuleConfig())
     _, layout = rules.init_theta(0)
     bundled = dict(load_checkpoint("default", kind="update-rule").theta)
-
-    def nudged(change: Callable[[Theta], None]) -> Tensor:
-        theta = {name: value.clone() for name, value in bundled.items()}
-        change(theta)
-        return layout.flatten(theta)
-
-    thetas = [layout.flatten(bundled), *map(nudged, NUDGES.values())]
+    thetas = [layout.flatten(theta) for theta in (bundled, *(nudge(bundled) for nudge in NUDGES.values()))]
 
     def measure(panel: Panel) -> list:
         task, count = Task.make(panel.task), len(panel.seeds)

@@ -55,6 +55,24 @@ class Forms:
         return {self.before[0]: self.before[1], "built in": self.after}
 
 
+class Results:
+    """A file of JSON lines [key, value]."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        lines = file.read_text().splitlines() if file.exists() else []
+        self.values: dict[str, Any] = dict(map(json.loads, lines))
+
+    def once(self, key: str, measure: Callable[[], Any]) -> Any:
+        """Return what is there under `key`, or measure, keep and show it."""
+        if key not in self.values:
+            self.values[key] = measure()
+            with self._file.open("a") as file:
+                file.write(json.dumps([key, self.values[key]]) + "\n")
+            print(key, flush=True)
+        return self.values[key]
+
+
 def fixed_tasks() -> Iterator[tuple[str, TaskConfig, tuple[int, ...]]]:
     """Yield names, tasks and seeds of the trainings that are the same in every version."""
     for horizon, seeds in ((500, (1, 2, 3)), (2_000, (1, 2))):
@@ -133,15 +151,11 @@ def main(forms: Forms, description: str | None) -> None:
     parser.add_argument("--only", default="", help="tasks whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = options.results.read_text().splitlines() if options.results.exists() else []
-    results = dict(map(json.loads, lines))
+    results = Results(options.results)
     for name, task, seeds in (*fixed_tasks(), *random_tasks()):
-        if name not in results and options.only in name:
-            results[name] = measure(forms, task, seeds)
-            with options.results.open("a") as file:
-                file.write(json.dumps([name, results[name]]) + "\n")
-            print(name, results[name], flush=True)
-    table = "\n".join(rows(forms, results))
+        if options.only in name:
+            results.once(name, lambda task=task, seeds=seeds: measure(forms, task, seeds))
+    table = "\n".join(rows(forms, results.values))
     print(table)
     if options.table:
         options.table.write_text(table + "\n")

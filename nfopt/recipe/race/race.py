@@ -29,17 +29,14 @@ def plan_race(recipe: RaceRecipe) -> list[str]:
         if not here:
             lines.append(f"{heat.name}: not in this part")
             continue
-        count = sum(heat.trainings_of(entrant.key, entrant.options) for entrant in here)
+        count = sum(entrant.trainings for entrant in here)
         planned = sum(len(planned_heats(recipe, heat, entrant.key)) for entrant in here) * len(heat.seeds)
         lines.append(
             f"{heat.name}: {heat.task.model.name} on {heat.task.data.name}, {len(here)} methods, "
             f"{heat.search} search, {count} trainings of {heat.total_steps} steps"
             + (f", {planned} of planned lengths" if planned else "")
         )
-    total = sum(
-        entrant.heat.trainings_of(entrant.key, entrant.options) * entrant.heat.total_steps
-        for entrant in wanted
-    )
+    total = sum(entrant.steps for entrant in wanted)
     tried = max(candidate_count(options, recipe.search) for options in recipe.methods.values())
     lines.append(
         f"settings tried for each tuned method: {tried}, on tuning seeds {_listed(recipe.tuning_seeds)}"
@@ -61,9 +58,7 @@ def run_race(recipe: RaceRecipe, context: RunContext) -> JobResult:
     for name, data in {entrant.heat.task_name: entrant.heat.task.data for entrant in wanted}.items():
         context.note_data(name, loaded(data).content_hash)
     archive = Archive(context)
-    context.progress(
-        Progress("race", 0, sum(e.heat.trainings_of(e.key, e.options) * e.heat.total_steps for e in wanted))
-    )
+    context.progress(Progress("race", 0, sum(entrant.steps for entrant in wanted)))
     with crew_of(recipe.processes, recipe.threads, context.progress) as crew:
         train_all(wanted, archive, crew, context, recipe.processes)
     results = [_result(recipe, heat, archive) for heat in heats(recipe)]

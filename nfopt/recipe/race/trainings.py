@@ -19,6 +19,16 @@ class Entrant:
     key: str
     options: OptimizerOptions
 
+    @property
+    def trainings(self) -> int:
+        """How many trainings it takes in all."""
+        return self.heat.trainings_of(self.key, self.options)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all its trainings."""
+        return self.trainings * self.heat.total_steps
+
 
 class Archive:
     """The curves that a run's folder holds, by the name of the training; each is read once."""
