@@ -1,13 +1,15 @@
 """Lesions: the learned rule with parts of what it reads or writes cut off, to see what they are worth.
 
 A lesion sets weights to zero, so that the rule falls back to its nominal behaviour there. It tells what the
-trained rule makes use of; a rule trained without that part might have found another way.
+trained rule makes use of; a rule that is trained without that part (`left_by`) may find another way.
 """
 
 from collections.abc import Callable, Collection, Mapping
 
+import torch
 from torch import Tensor
 
+from nfopt.meta.theta import ThetaLayout
 from nfopt.optim.controls import CONTROL_NAMES
 from nfopt.optim.observations import TENSOR_FEATURES
 
@@ -83,6 +85,18 @@ LESIONS: dict[str, Lesion] = {
     "blind to the weights' scale": without_features(("weight_scale",)),
     "blind to the layer's place": without_features(PLACE),
 }
+
+
+def left_by(names: Collection[str], layout: ThetaLayout) -> Tensor:
+    """Return which of the weights (meta-parameters,) remain under all of the named LESIONS, as booleans.
+
+    Raises:
+        KeyError: a name is not in LESIONS.
+    """
+    theta = layout.unflatten(torch.ones(layout.length))
+    for name in names:
+        theta = LESIONS[name](theta)
+    return layout.flatten(theta).bool()
 
 
 def _zeroed(theta: Mapping[str, Tensor], **parts: object) -> Theta:

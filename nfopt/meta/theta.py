@@ -51,3 +51,10 @@ class ThetaLayout:
             name: part.reshape((*lead, *shape))
             for (name, shape), part in zip(self.shapes, parts, strict=True)
         }
+
+    def zero_tensors(self, vector: Tensor) -> Tensor:
+        """Return (length,) booleans: True in the tensors that are zero throughout in `vector` (length,)."""
+        named = self.unflatten(vector)
+        return self.flatten(
+            {name: torch.full_like(value, not value.any()) for name, value in named.items()}
+        ).bool()

@@ -91,6 +91,7 @@ class MetaTrainer:
         state: where the checkpoints go (default: `folder`).
         selection: trainings to choose the Polyak average by; None keeps the last one.
         start: theta before the first step (meta-parameters,); None is the nominal point.
+        learned: (meta-parameters,), False where theta is held at zero; None learns all of it.
         workers: the processes that share the work.
         progress: told after every outer step.
     """
@@ -104,6 +105,7 @@ class MetaTrainer:
         state: Path | None = None,
         selection: Selection | None = None,
         start: Tensor | None = None,
+        learned: Tensor | None = None,
         workers: Workers | None = None,
         progress: ProgressCallback = silent,
     ) -> None:
@@ -115,9 +117,9 @@ class MetaTrainer:
         self.workers = workers or OneProcess()
         self.progress = progress
         nominal = settings.nominal
-        self.outer = OuterOptimizer(
-            config.outer, nominal if start is None else start, _zero_tensors(settings, nominal)
-        )
+        start = nominal if start is None else start
+        self.outer = OuterOptimizer(config.outer, start, settings.layout.zero_tensors(nominal), learned)
+        self._held = [] if learned is None else (~learned).nonzero()[:, 0].tolist()
         self._ledger = _Ledger()
         self._slots: dict[int, Slot] = {}
         self._best = nominal.clone()
@@ -206,7 +208,7 @@ class MetaTrainer:
     def _select(self, selection: Selection) -> dict[str, Any]:
         if self._reference is None:
             self._reference = selection.losses([self.settings.nominal], self.workers)[0]
-        outputs = _zero_tensors(self.settings, self.settings.nominal)
+        outputs = self.settings.layout.zero_tensors(self.settings.nominal)
         average = self.outer.average
         tried = [torch.where(outputs, share * average, average) for share in self.config.shrink]
         every = selection.losses(tried, self.workers) - self._reference
@@ -255,6 +257,7 @@ class MetaTrainer:
             "seed": shared.seed,
             "slots": self.config.slots,
             "outer": asdict(self.config.outer),
+            "weights held at zero": self._held,
         }
         return json.loads(json.dumps(parts))
 
@@ -312,12 +315,6 @@ def half_cosine(gradients: Tensor) -> float | None:
         return None
     even, odd = gradients[:, ::2].mean((0, 1)), gradients[:, 1::2].mean((0, 1))
     return float(torch.nn.functional.cosine_similarity(even, odd, dim=0))
-
-
-def _zero_tensors(settings: SlotSettings, nominal: Tensor) -> Tensor:
-    named = settings.layout.unflatten(nominal)
-    flags = {name: torch.full_like(value, float(not value.any())) for name, value in named.items()}
-    return settings.layout.flatten(flags).bool()
 
 
 def _note(record: Mapping[str, Any]) -> str:

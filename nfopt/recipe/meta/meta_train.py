@@ -6,15 +6,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nfopt.checkpoints import digest_of, save_checkpoint
-from nfopt.errors import RecipeError
+from nfopt.errors import RecipeError, unknown_name
 from nfopt.meta.backprop import TruncatedBackprop
 from nfopt.meta.estimator import ES, PES, GradientEstimator
 from nfopt.meta.family import TaskFamily
+from nfopt.meta.lesions import LESIONS, left_by
 from nfopt.meta.local_workers import local_workers
 from nfopt.meta.objective import Objective
 from nfopt.meta.outer import OuterConfig
@@ -84,7 +85,8 @@ class MetaTrainRecipe(FamilyRecipe):
 
     The work is shared by `processes` of `threads` threads each, all on this machine; the numbers do not
     depend on how many processes there are. torchrun or accelerate launch may start them instead. With
-    `device: cuda` the processes take the GPUs in turn.
+    `device: cuda` the processes take the GPUs in turn. `without` names parts of the rule that are not
+    learned, keys of `nfopt.meta.lesions.LESIONS`: their weights are held at zero, an ablation.
     """
 
     many_processes: ClassVar[bool] = True
@@ -94,6 +96,7 @@ class MetaTrainRecipe(FamilyRecipe):
     threads: Count = 1
     device: Literal["cpu", "cuda"] = "cpu"
     rule: Annotated[RuleConfig, record(RuleConfig)] = Field(default_factory=RuleConfig)
+    without: tuple[str, ...] = ()
     start: str | None = None
     objective: Annotated[Objective, record(Objective)] = Field(default_factory=Objective)
     estimator: EstimatorOptions = Field(default_factory=EstimatorOptions)
@@ -104,6 +107,14 @@ class MetaTrainRecipe(FamilyRecipe):
     checkpoint_every: Count = 10
     selection: SelectionOptions = Field(default_factory=SelectionOptions)
     evaluation: EvaluationOptions | None = None
+
+    @field_validator("without")
+    @classmethod
+    def _parts_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in LESIONS:
+                raise ValueError(str(unknown_name("lesion", name, LESIONS)))
+        return names
 
 
 def plan_meta_train(recipe: MetaTrainRecipe) -> list[str]:
@@ -119,6 +130,7 @@ def plan_meta_train(recipe: MetaTrainRecipe) -> list[str]:
             f"{variant.family.horizon[0]} to {variant.family.horizon[1]} inner steps"
             for name, variant in recipe.variants.items()
         ),
+        *((f"without learning a part: {', '.join(recipe.without)}",) if recipe.without else ()),
         f"every {recipe.selection.every} outer steps, try the average on {recipe.selection.tasks} trainings "
         f"{recipe.selection.horizon_factor} times as long",
         f"in {recipe.processes} process{'es' if recipe.processes > 1 else ''} of {recipe.threads} "
@@ -173,6 +185,7 @@ def build_trainer(
         state=state,
         selection=Selection(tasks, rules, layout, recipe.objective, chosen.instances, recipe.seed, device),
         start=None if recipe.start is None else layout.flatten(_start(recipe)),
+        learned=left_by(recipe.without, layout) if recipe.without else None,
         workers=workers,
         progress=progress,
     )

@@ -12,11 +12,12 @@ import yaml
 
 from nfopt.checkpoints import load_checkpoint
 from nfopt.errors import NfoptError, RecipeError
+from nfopt.meta.lesions import LESIONS
 from nfopt.optim.rule_checkpoint import CHECKPOINT_KIND, read_rule
 from nfopt.recipe import load_recipe, recipe_faults, run_recipe
 from nfopt.recipe.folder import new_folder
 from nfopt.recipe.job import RunContext
-from nfopt.recipe.meta.meta_train import EstimatorOptions, MetaTrainRecipe
+from nfopt.recipe.meta.meta_train import EstimatorOptions, MetaTrainRecipe, build_trainer
 from nfopt.seeds import generator
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -139,6 +140,21 @@ def test_meta_training_starts_from_a_checkpoint_of_the_same_rule_only(tmp_path: 
         run_recipe(load_recipe(again, [f"output={tmp_path / 'other'}"]))
 
 
+def test_a_rule_is_trained_without_the_parts_that_a_recipe_names(tmp_path: Path) -> None:
+    parts = ("no row and column gains", "blind to gradients")
+    recipe = load_recipe(written(tmp_path, TINY, without=parts)).recipe
+    assert isinstance(recipe, MetaTrainRecipe)
+    trainer = build_trainer(recipe, tmp_path / "again", tmp_path / "again")
+    trainer.run()
+    theta = trainer.settings.layout.unflatten(trainer.outer.theta)
+    for part in parts:
+        assert all(torch.equal(theta[name], value) for name, value in LESIONS[part](theta).items())
+    assert theta["tensor_output_bias"].all() and theta["tensor_output"].any()
+    whole = build_trainer(recipe.model_copy(update={"without": ()}), tmp_path / "again", tmp_path / "again")
+    with pytest.raises(NfoptError, match="weights held at zero"):
+        whole.run()
+
+
 def test_an_evaluation_of_the_nominal_point_needs_no_checkpoint(tmp_path: Path) -> None:
     recipe = {"kind": "evaluate_rule", "checkpoint": "nominal", "evaluation": EVALUATION}
     outcome = run_recipe(load_recipe(written(tmp_path, recipe), [f"output={tmp_path / 'out'}"]))
@@ -157,6 +173,7 @@ def test_an_evaluation_of_the_nominal_point_needs_no_checkpoint(tmp_path: Path) 
         ({"objective": {"every": 0}}, "every >= 1"),
         ({"variants": {"x": {"share": 0.5, "family": {"widht": [5, 7]}}}}, "Did you mean 'widths'"),
         ({"variants": {"x": {"share": 0.5, "family": {"sources": ["cifar10"]}}}}, "held out"),
+        ({"without": ["no tokns"]}, "Did you mean 'no tokens'"),
         ({"variants": {n: {"share": 0.7, "family": {}} for n in "ab"}}, "sum to 1.4"),
         ({"estimator": {"kind": "sgd"}}, "'es', 'pes' or 'backprop'"),
         ({"evaluation": EVALUATION | {"adamw": GRID | {"momenta": [0.8, 0.9]}}}, "equally large"),
