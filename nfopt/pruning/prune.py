@@ -75,26 +75,16 @@ def prune(
         PruningError: a number is out of range, a pattern matches nothing, the score lacks what it needs,
             batches are no pairs, its values are not finite, or a layer is empty and that is an error.
     """
-    chosen = SCORES[score] if isinstance(score, str) else score
+    chosen = _score_of(score)
     check_scope(scope)
     if on_empty_layer not in ("warn", "error", "allow"):
         raise PruningError(f"on_empty_layer is {on_empty_layer!r}; give warn, error or allow.")
     target_density = _density(density, scope)
-    rounds = chosen.rounds if rounds is None else rounds
-    if rounds < 1:
-        raise PruningError(f"rounds is {rounds}; at least one round of scoring is needed.")
+    rounds = _rounds(chosen, rounds, scope)
     targets = find_targets(model, include=include, exclude=exclude)
-    check_batches(batches)
-    if example_inputs is None and batches:
-        example_inputs = batches[0][0]
-    context = ScoreContext(
-        model, {}, {}, torch.Generator().manual_seed(seed), batches, loss, example_inputs, spec, train
-    )
-    chosen.check_supplied(context)
-    context = replace(_with_symmetry(chosen, context), density=target_density)
+    context = _context(chosen, model, batches, loss, example_inputs, spec, train, seed)
+    context = replace(context, density=target_density)
     kept = _start(model, targets, start)
-    if scope_density(scope) is not None:
-        rounds = 1  # the groups of N:M have no densities on the way
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for done in range(rounds):
@@ -113,6 +103,67 @@ def prune(
     mask = PruningMask.for_model(model, kept, origin)
     _report_empty(mask, on_empty_layer)
     return mask
+
+
+def score_once(
+    model: nn.Module,
+    names: Sequence[str],
+    score: str | Score = "magnitude",
+    *,
+    batches: Sequence[Batch] = (),
+    loss: LossFunction = functional.cross_entropy,
+    example_inputs: Any = None,
+    spec: PermutationSpec | None = None,
+    train: TrainingFunction | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Return one round of a score for the parameters `names` of a model, which is not changed.
+
+    The arguments are those of `prune`.
+
+    Raises:
+        UnknownNameError: there is no such score.
+        PruningError: the score lacks what it needs.
+    """
+    chosen = _score_of(score)
+    parameters = prunable_parameters(model)
+    kept = {name: torch.ones(tuple(parameters[name].shape), dtype=torch.bool) for name in names}
+    context = _context(chosen, model, batches, loss, example_inputs, spec, train, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _scored(chosen, replace(context, kept=kept), kept)
+
+
+def _score_of(score: str | Score) -> Score:
+    return SCORES[score] if isinstance(score, str) else score
+
+
+def _rounds(chosen: Score, rounds: int | None, scope: str) -> int:
+    rounds = chosen.rounds if rounds is None else rounds
+    if rounds < 1:
+        raise PruningError(f"rounds is {rounds}; at least one round of scoring is needed.")
+    # The groups of N:M have no densities on the way.
+    return 1 if scope_density(scope) is not None else rounds
+
+
+def _context(
+    chosen: Score,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    loss: LossFunction,
+    example_inputs: Any,
+    spec: PermutationSpec | None,
+    train: TrainingFunction | None,
+    seed: int,
+) -> ScoreContext:
+    """Return what a score is given, checked to be all that it needs, with the symmetry if it reads that."""
+    check_batches(batches)
+    if example_inputs is None and batches:
+        example_inputs = batches[0][0]
+    draw = torch.Generator().manual_seed(seed)
+    context = ScoreContext(model, {}, {}, draw, batches, loss, example_inputs, spec, train)
+    chosen.check_supplied(context)
+    return _with_symmetry(chosen, context)
 
 
 def _density(density: float | None, scope: str) -> float:
@@ -140,42 +191,6 @@ def _start(model: nn.Module, targets: Targets, start: PruningMask | None) -> dic
             "Give the same include and exclude as for that mask."
         )
     return {name: start.kept[name] for name in targets.names}
-
-
-def score_once(
-    model: nn.Module,
-    names: Sequence[str],
-    score: str | Score = "magnitude",
-    *,
-    batches: Sequence[Batch] = (),
-    loss: LossFunction = functional.cross_entropy,
-    example_inputs: Any = None,
-    spec: PermutationSpec | None = None,
-    train: TrainingFunction | None = None,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Return one round of a score for the parameters `names` of a model, which is not changed.
-
-    The arguments are those of `prune`.
-
-    Raises:
-        UnknownNameError: there is no such score.
-        PruningError: the score lacks what it needs.
-    """
-    chosen = SCORES[score] if isinstance(score, str) else score
-    check_batches(batches)
-    if example_inputs is None and batches:
-        example_inputs = batches[0][0]
-    parameters = prunable_parameters(model)
-    kept = {name: torch.ones(tuple(parameters[name].shape), dtype=torch.bool) for name in names}
-    context = ScoreContext(
-        model, {}, kept, torch.Generator().manual_seed(seed), batches, loss, example_inputs, spec, train
-    )
-    chosen.check_supplied(context)
-    context = _with_symmetry(chosen, context)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _scored(chosen, context, kept)
 
 
 def _with_symmetry(chosen: Score, context: ScoreContext) -> ScoreContext:
