@@ -1,6 +1,6 @@
 """Job `adapt_contest`: editing methods, each tuned alike, on nets, images and domains that none has seen."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from itertools import product
@@ -127,7 +127,6 @@ def plan_adapt_contest(recipe: AdaptContestRecipe) -> list[str]:
 @job("adapt_contest", AdaptContestRecipe, plan=plan_adapt_contest)
 def run_adapt_contest(recipe: AdaptContestRecipe, context: RunContext) -> JobResult:
     """Let methods of editing compete on unseen nets, images and domains, each tuned alike."""
-    device = device_of(recipe.device)
     pictures = Pictures.of(recipe.data)
     context.note_data(pictures.data.name, pictures.data.content_hash)
     if max(recipe.images) > len(pictures.data.val) // 2:
@@ -135,26 +134,9 @@ def run_adapt_contest(recipe: AdaptContestRecipe, context: RunContext) -> JobRes
             f"{max(recipe.images)} target images are asked for, and there are {len(pictures.data.val) // 2} "
             "to tune with. Ask for fewer, or give a larger data.n_val."
         )
-    count = recipe.nets.train + recipe.nets.val
-    template, tensors = trained_nets(
-        recipe.nets,
-        pictures,
-        pictures.data.train,
-        count,
-        derive_seed(recipe.seed, "contest"),
-        context.state_file("nets"),
-        device,
-        context.progress,
-    )
-    fresh = [recipe.nets.model.build(pictures.data, index) for index in range(count)]
-    nets = single_nets(template, fresh, tensors)
+    nets = _nets(recipe, context, pictures)
     chosen = _tuning(recipe, context, pictures, nets[recipe.nets.train :])
-    seen = pictures.in_domains(pictures.data.val, recipe.domains, derive_seed(recipe.seed, "seen"))
-    judging = pictures.data.test
-    if recipe.test_images is not None:
-        judging = judging[torch.arange(min(recipe.test_images, len(judging)))]
-    test = pictures.in_domains(judging, recipe.domains, derive_seed(recipe.seed, "test"))
-    arena = _on(Arena(nets[: recipe.nets.train], seen, test), device)
+    arena = _arena(recipe, pictures, nets[: recipe.nets.train])
     found_oracle: Any = partial(_oracle, recipe, arena, context)
     oracle = context.piece("oracle", found_oracle)
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -176,15 +158,44 @@ def run_adapt_contest(recipe: AdaptContestRecipe, context: RunContext) -> JobRes
         tables += (stream_table(streams, recipe.stream),)
     figure = context.folder / "contest.png"
     plot_contest(figure, rows, oracle, labelled)
-    timing: dict[str, JsonValue] = {
-        f"{key}: seconds per edit": sum(t["seconds"] for r in rows.values() for t in r if t["method"] == key)
-        / max(1, sum(t["method"] == key for r in rows.values() for t in r))
-        for key in recipe.methods
-    }
     plain = {n: [{k: v for k, v in t.items() if k != "seconds"} for t in r] for n, r in rows.items()}
     found_all: Any = {"tuned": chosen, "oracle": oracle, "trials": plain, "streams": streams}
     results: dict[str, JsonValue] = found_all
-    return JobResult(results, tables, timing, files=(figure,))
+    return JobResult(results, tables, _seconds_per_edit(recipe.methods, rows), files=(figure,))
+
+
+def _seconds_per_edit(
+    methods: Iterable[str], rows: Mapping[str, list[dict[str, Any]]]
+) -> dict[str, JsonValue]:
+    seconds = {key: [t["seconds"] for r in rows.values() for t in r if t["method"] == key] for key in methods}
+    return {f"{key}: seconds per edit": sum(each) / max(1, len(each)) for key, each in seconds.items()}
+
+
+def _nets(recipe: AdaptContestRecipe, context: RunContext, pictures: Pictures) -> list[nn.Module]:
+    """Return the nets that are edited and judged, and after them those for tuning."""
+    count = recipe.nets.train + recipe.nets.val
+    template, tensors = trained_nets(
+        recipe.nets,
+        pictures,
+        pictures.data.train,
+        count,
+        derive_seed(recipe.seed, "contest"),
+        context.state_file("nets"),
+        device_of(recipe.device),
+        context.progress,
+    )
+    fresh = [recipe.nets.model.build(pictures.data, index) for index in range(count)]
+    return single_nets(template, fresh, tensors)
+
+
+def _arena(recipe: AdaptContestRecipe, pictures: Pictures, nets: list[nn.Module]) -> Arena:
+    """Return where the nets are judged: target images of every domain, and others to test on."""
+    judging = pictures.data.test
+    if recipe.test_images is not None:
+        judging = judging[torch.arange(min(recipe.test_images, len(judging)))]
+    seen = pictures.in_domains(pictures.data.val, recipe.domains, derive_seed(recipe.seed, "seen"))
+    test = pictures.in_domains(judging, recipe.domains, derive_seed(recipe.seed, "test"))
+    return _on(Arena(nets, seen, test), device_of(recipe.device))
 
 
 def _on(arena: Arena, device: torch.device) -> Arena:
