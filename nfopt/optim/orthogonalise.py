@@ -21,7 +21,7 @@ def orthogonalise(
     X_0 = G / |G|_F;  X <- (a I + b A + c A^2) X,  A = X X^T, with (a, b, c) of Jordan et al. 2024. A zero
     matrix stays zero. It commutes with permutations of the rows and of the columns.
 
-    For a matrix more than twice as wide as high, the product of the polynomials is accumulated on the small
+    For a matrix at least twice as wide as high, the product of the polynomials is accumulated on the small
     Gram matrix, and the matrix itself is touched twice instead of twice in every iteration.
 
     Args:
@@ -34,7 +34,7 @@ def orthogonalise(
     wide = (matrix.mT if tall else matrix).reshape(-1, *sorted(matrix.shape[-2:]))
     norm = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
     x = (wide / norm.clamp(min=1e-30)).to(products or matrix.dtype)
-    on_gram = x.shape[-1] > 2 * x.shape[-2] and x.dtype.itemsize > 2
+    on_gram = x.shape[-1] >= 2 * x.shape[-2] and x.dtype.itemsize > 2
     x = (_on_gram(x, iterations) if on_gram else _on_matrix(x, iterations)).to(matrix.dtype)
     return (x.mT if tall else x).reshape(matrix.shape)
 

@@ -1,11 +1,11 @@
 """What parts of the update rule are worth when it is meta-trained without them, and what more of it brings.
 
 Every variant is meta-trained from the nominal point by `recipes/meta_train.yaml` with fewer tasks and shorter
-trainings (`SMALL`), all of one meta-seed on the same tasks and instances; its last Polyak average counts and
+steps (`SMALL`), all of one meta-seed on the same tasks and instances; its last Polyak average counts and
 nothing is selected. Scores are log ratios of final validation losses, the variant over the nominal
-optimizer, on trainings that are none of those: random ones of the family at twice the length, and some of
-`meta_optimum.PANEL`, whose nets are wider. Below 0 is better. What is in the file of results is not computed
-again.
+optimizer, on trainings that are none of those: random ones of the family, and some of `meta_optimum.PANEL`,
+whose nets are wider and whose trainings are longer. Below 0 is better. What is in the file of results is not
+computed again.
 """
 
 import argparse
@@ -37,9 +37,9 @@ SMALL = (
     "slots=5",
     "instances=2",
     "family.kinds=[[mlp, 0.8], [cnn, 0.2]]",
-    "family.horizon=[60, 160]",
-    "variants.large.family.horizon=[60, 160]",
-    "outer.outer_steps=16",
+    "family.horizon=[80, 240]",
+    "variants.large.family.horizon=[80, 240]",
+    "outer={outer_steps: 16, learning_rate: 0.015, final_learning_rate: 0.003, pull: 0.01, averaging: 0.9}",
     "estimator.max_norm=1.0",
     "estimator.fade=true",
     "estimator.segment=null",
@@ -82,7 +82,6 @@ GROUPS = {
     "alone": Group(RuleConfig(couple=False), {"tensors that do not hear of each other": ()}),
     "hidden 16": Group(RuleConfig(hidden=16), {"hidden width 16": ()}),
     "hidden 64": Group(RuleConfig(hidden=64), {"hidden width 64": ()}),
-    "cadence 1": Group(RuleConfig(cadence=1), {"decides in every step": ()}),
 }
 
 
@@ -173,7 +172,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     family = load_recipe(RECIPES / "meta_train.yaml", list(SMALL)).recipe.tasks()  # pyright: ignore
-    tasks = longer_tasks(family, options.tasks, 1_000, horizon_factor=2)
+    tasks = longer_tasks(family, options.tasks, 1_000, horizon_factor=1)
     print("\n".join(rows(options.meta_seeds, tasks, Results(options.results))))
 
 
