@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from nfopt.atomic import replacing
 from nfopt.errors import CheckpointError, unknown_name
 
 FORMAT = "nfopt"
@@ -81,10 +82,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, *, overwrite: bool = Fal
         "digest": checkpoint.digest,
     }
     theta = {name: value.detach().cpu().contiguous() for name, value in checkpoint.theta.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(to_bytes(theta, metadata=metadata))
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes(to_bytes(theta, metadata=metadata))
 
 
 def load_checkpoint(name_or_path: str | Path, *, kind: str) -> Checkpoint:
