@@ -99,6 +99,12 @@ def left_by(names: Collection[str], layout: ThetaLayout) -> Tensor:
     return layout.flatten(theta).bool()
 
 
+def reading(features: Collection[str], layout: ThetaLayout) -> Tensor:
+    """Return which of the weights (meta-parameters,) read one of the tensor features, as booleans."""
+    ones = layout.unflatten(torch.ones(layout.length))
+    return ~layout.flatten(without_features(features)(ones)).bool()
+
+
 def _zeroed(theta: Mapping[str, Tensor], **parts: object) -> Theta:
     cut = {name: value.clone() for name, value in theta.items()}
     for name, index in parts.items():

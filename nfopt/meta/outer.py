@@ -56,18 +56,17 @@ class OuterOptimizer:
         config: the settings.
         start: (meta-parameters,), where theta starts.
         pulled: (meta-parameters,), True where the pull towards zero acts.
-        learned: (meta-parameters,), False where theta is held at zero; None learns all of it.
+        learned: (meta-parameters,), False where theta stays as it starts; None learns all of it.
     """
 
     def __init__(
         self, config: OuterConfig, start: Tensor, pulled: Tensor, learned: Tensor | None = None
     ) -> None:
         self.config = config
+        self.average = start.detach().clone()
+        self._theta = torch.nn.Parameter(start.detach().clone())
         self._learned = torch.ones_like(pulled) if learned is None else learned
-        start = start.detach() * self._learned
-        self.average = start.clone()
-        self._theta = torch.nn.Parameter(start)
-        self._pulled = pulled
+        self._pulled = pulled & self._learned
         self._adam = torch.optim.AdamW(
             [self._theta], lr=config.learning_rate, betas=config.betas, weight_decay=0.0
         )

@@ -91,7 +91,7 @@ class MetaTrainer:
         state: where the checkpoints go (default: `folder`).
         selection: trainings to choose the Polyak average by; None keeps the last one.
         start: theta before the first step (meta-parameters,); None is the nominal point.
-        learned: (meta-parameters,), False where theta is held at zero; None learns all of it.
+        learned: (meta-parameters,), False where theta stays as it starts; None learns all of it.
         workers: the processes that share the work.
         progress: told after every outer step.
     """
@@ -257,7 +257,7 @@ class MetaTrainer:
             "seed": shared.seed,
             "slots": self.config.slots,
             "outer": asdict(self.config.outer),
-            "weights held at zero": self._held,
+            "weights that are not learned": self._held,
         }
         return json.loads(json.dumps(parts))
 

@@ -92,10 +92,10 @@ def meta_train(group: Group, seed: int) -> list[list[float]]:
     rules = LearnedRules(group.config)
     nominal, layout = rules.init_theta(seed)
     estimator = recipe.estimator.build()
-    outers = [
-        OuterOptimizer(recipe.outer, nominal, layout.zero_tensors(nominal), left_by(lesions, layout))
-        for lesions in group.lesions.values()
-    ]
+    outers = []
+    for lesions in group.lesions.values():
+        left = left_by(lesions, layout)
+        outers.append(OuterOptimizer(recipe.outer, nominal * left, layout.zero_tensors(nominal), left))
     for step in range(recipe.outer.outer_steps):
         gradients = torch.zeros(len(outers), len(nominal))
         for slot in range(recipe.slots):

@@ -15,7 +15,7 @@ from nfopt.errors import RecipeError, unknown_name
 from nfopt.meta.backprop import TruncatedBackprop
 from nfopt.meta.estimator import ES, PES, GradientEstimator
 from nfopt.meta.family import TaskFamily
-from nfopt.meta.lesions import LESIONS, left_by
+from nfopt.meta.lesions import LESIONS, left_by, reading
 from nfopt.meta.local_workers import local_workers
 from nfopt.meta.objective import Objective
 from nfopt.meta.outer import OuterConfig
@@ -26,6 +26,7 @@ from nfopt.meta.store import save_theta
 from nfopt.meta.trainer import MetaTrainer, TrainerConfig
 from nfopt.meta.workers import AccelerateWorkers, Workers
 from nfopt.optim import RuleConfig
+from nfopt.optim.observations import TENSOR_FEATURES
 from nfopt.optim.rule_checkpoint import read_rule, rule_checkpoint
 from nfopt.progress import ProgressCallback, silent
 from nfopt.recipe.job import JobResult, RunContext, Table, job
@@ -86,7 +87,9 @@ class MetaTrainRecipe(FamilyRecipe):
     The work is shared by `processes` of `threads` threads each, all on this machine; the numbers do not
     depend on how many processes there are. torchrun or accelerate launch may start them instead. With
     `device: cuda` the processes take the GPUs in turn. `without` names parts of the rule that are not
-    learned, keys of `nfopt.meta.lesions.LESIONS`: their weights are held at zero, an ablation.
+    learned, keys of `nfopt.meta.lesions.LESIONS`: their weights are held at zero, an ablation. With
+    `only_reading` the weights that read these tensor features are learned alone; the others stay as they
+    start.
     """
 
     many_processes: ClassVar[bool] = True
@@ -97,6 +100,7 @@ class MetaTrainRecipe(FamilyRecipe):
     device: Literal["cpu", "cuda"] = "cpu"
     rule: Annotated[RuleConfig, record(RuleConfig)] = Field(default_factory=RuleConfig)
     without: tuple[str, ...] = ()
+    only_reading: tuple[str, ...] = ()
     start: str | None = None
     objective: Annotated[Objective, record(Objective)] = Field(default_factory=Objective)
     estimator: EstimatorOptions = Field(default_factory=EstimatorOptions)
@@ -116,6 +120,14 @@ class MetaTrainRecipe(FamilyRecipe):
                 raise ValueError(str(unknown_name("lesion", name, LESIONS)))
         return names
 
+    @field_validator("only_reading")
+    @classmethod
+    def _features_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in TENSOR_FEATURES:
+                raise ValueError(str(unknown_name("tensor feature", name, TENSOR_FEATURES)))
+        return names
+
 
 def plan_meta_train(recipe: MetaTrainRecipe) -> list[str]:
     """Return what a run would do."""
@@ -131,6 +143,7 @@ def plan_meta_train(recipe: MetaTrainRecipe) -> list[str]:
             for name, variant in recipe.variants.items()
         ),
         *((f"without learning a part: {', '.join(recipe.without)}",) if recipe.without else ()),
+        *((f"learning what reads {', '.join(recipe.only_reading)}",) if recipe.only_reading else ()),
         f"every {recipe.selection.every} outer steps, try the average on {recipe.selection.tasks} trainings "
         f"{recipe.selection.horizon_factor} times as long",
         f"in {recipe.processes} process{'es' if recipe.processes > 1 else ''} of {recipe.threads} "
@@ -176,6 +189,8 @@ def build_trainer(
         seed=recipe.seed,
         device=device,
     )
+    start = nominal if recipe.start is None else layout.flatten(_start(recipe))
+    left = left_by(recipe.without, layout)
     chosen = recipe.selection
     tasks = longer_tasks(chosen.family or recipe.tasks(), chosen.tasks, recipe.seed, chosen.horizon_factor)
     return MetaTrainer(
@@ -184,8 +199,8 @@ def build_trainer(
         folder,
         state=state,
         selection=Selection(tasks, rules, layout, recipe.objective, chosen.instances, recipe.seed, device),
-        start=None if recipe.start is None else layout.flatten(_start(recipe)),
-        learned=left_by(recipe.without, layout) if recipe.without else None,
+        start=torch.where(left, start, torch.zeros_like(start)),
+        learned=left & reading(recipe.only_reading, layout) if recipe.only_reading else left,
         workers=workers,
         progress=progress,
     )

@@ -13,6 +13,8 @@ import yaml
 from nfopt.checkpoints import load_checkpoint
 from nfopt.errors import NfoptError, RecipeError
 from nfopt.meta.lesions import LESIONS
+from nfopt.optim.controls import CONTROL_NAMES
+from nfopt.optim.observations import TENSOR_FEATURES
 from nfopt.optim.rule_checkpoint import CHECKPOINT_KIND, read_rule
 from nfopt.recipe import load_recipe, recipe_faults, run_recipe
 from nfopt.recipe.folder import new_folder
@@ -151,8 +153,22 @@ def test_a_rule_is_trained_without_the_parts_that_a_recipe_names(tmp_path: Path)
         assert all(torch.equal(theta[name], value) for name, value in LESIONS[part](theta).items())
     assert theta["tensor_output_bias"].all() and theta["tensor_output"].any()
     whole = build_trainer(recipe.model_copy(update={"without": ()}), tmp_path / "again", tmp_path / "again")
-    with pytest.raises(NfoptError, match="weights held at zero"):
+    with pytest.raises(NfoptError, match="weights that are not learned"):
         whole.run()
+
+
+def test_only_what_reads_the_named_features_is_learned(tmp_path: Path) -> None:
+    changes = {"start": "default", "only_reading": ["last", "depth"], "rule": {}}
+    recipe = load_recipe(written(tmp_path, TINY, **changes)).recipe
+    assert isinstance(recipe, MetaTrainRecipe)
+    trainer = build_trainer(recipe, tmp_path / "out", tmp_path / "out")
+    start = trainer.outer.theta.clone()
+    trainer.run()
+    moved = trainer.settings.layout.unflatten(trainer.outer.theta != start)
+    columns = [TENSOR_FEATURES.index(name) for name in ("depth", "last")]
+    assert moved["tensor_output"][:, [4 + c for c in columns]].all()
+    count = sum(int(value.sum()) for value in moved.values())
+    assert 0 < count <= len(columns) * (len(CONTROL_NAMES) + 4 + 4)
 
 
 def test_an_evaluation_of_the_nominal_point_needs_no_checkpoint(tmp_path: Path) -> None:
