@@ -94,7 +94,8 @@ class OuterOptimizer:
             pulled = self._theta * (1 - min(1.0, rate * self.config.pull))
             self._theta.copy_(torch.where(self._pulled, pulled, self._theta))
             decay = min(self.config.averaging, (1 + step) / (10 + step))
-            self.average = decay * self.average + (1 - decay) * self._theta
+            # Not a sum of two products: what stands still must stay, to the bit.
+            self.average = torch.lerp(self.average, self._theta.detach(), 1 - decay)
         return norm
 
     def tensors(self) -> dict[str, Tensor]:

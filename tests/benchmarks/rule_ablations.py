@@ -154,7 +154,7 @@ def rows(meta_seeds: Sequence[int], tasks: Sequence[TaskConfig], results: Result
             larger = [spread([each[len(tasks) + i] for each in mine]) for i in range(len(LARGER))]
             cells = [
                 variant,
-                f"{int(left_by(lesions, layout).sum()):,}",
+                "" if lesions else f"{layout.length:,}",
                 " ".join(f"{fmean(each[: len(tasks)]):+.3f}" for each in mine),
                 f"{spread(random):+.3f}",
                 "" if variant == "whole" else f"{paired(random, whole):+.3f}",

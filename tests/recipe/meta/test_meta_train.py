@@ -169,6 +169,7 @@ def test_only_what_reads_the_named_features_is_learned(tmp_path: Path) -> None:
     assert moved["tensor_output"][:, [4 + c for c in columns]].all()
     count = sum(int(value.sum()) for value in moved.values())
     assert 0 < count <= len(columns) * (len(CONTROL_NAMES) + 4 + 4)
+    assert torch.equal(trainer.outer.average != start, trainer.outer.theta != start)
 
 
 def test_an_evaluation_of_the_nominal_point_needs_no_checkpoint(tmp_path: Path) -> None:
