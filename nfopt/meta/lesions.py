@@ -93,16 +93,19 @@ def left_by(names: Collection[str], layout: ThetaLayout) -> Tensor:
     Raises:
         KeyError: a name is not in LESIONS.
     """
-    theta = layout.unflatten(torch.ones(layout.length))
-    for name in names:
-        theta = LESIONS[name](theta)
-    return layout.flatten(theta).bool()
+    return _left([LESIONS[name] for name in names], layout)
 
 
 def reading(features: Collection[str], layout: ThetaLayout) -> Tensor:
     """Return which of the weights (meta-parameters,) read one of the tensor features, as booleans."""
-    ones = layout.unflatten(torch.ones(layout.length))
-    return ~layout.flatten(without_features(features)(ones)).bool()
+    return ~_left([without_features(features)], layout)
+
+
+def _left(lesions: Collection[Lesion], layout: ThetaLayout) -> Tensor:
+    theta = layout.unflatten(torch.ones(layout.length))
+    for lesion in lesions:
+        theta = lesion(theta)
+    return layout.flatten(theta).bool()
 
 
 def _zeroed(theta: Mapping[str, Tensor], **parts: object) -> Theta:

@@ -65,8 +65,8 @@ class OuterOptimizer:
         self.config = config
         self.average = start.detach().clone()
         self._theta = torch.nn.Parameter(start.detach().clone())
-        self._learned = torch.ones_like(pulled) if learned is None else learned
-        self._pulled = pulled & self._learned
+        self.learned = torch.ones_like(pulled) if learned is None else learned
+        self._pulled = pulled & self.learned
         self._adam = torch.optim.AdamW(
             [self._theta], lr=config.learning_rate, betas=config.betas, weight_decay=0.0
         )
@@ -82,7 +82,7 @@ class OuterOptimizer:
         Raises:
             NfoptError: the gradient is not finite.
         """
-        gradient = torch.where(self._learned, gradient, torch.zeros_like(gradient))
+        gradient = torch.where(self.learned, gradient, torch.zeros_like(gradient))
         norm = float(gradient.norm())
         if not torch.isfinite(gradient).all():
             raise NfoptError(f"the meta-gradient of outer step {step} is not finite (norm {norm}).")

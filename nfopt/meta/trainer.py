@@ -119,7 +119,6 @@ class MetaTrainer:
         nominal = settings.nominal
         start = nominal if start is None else start
         self.outer = OuterOptimizer(config.outer, start, settings.layout.zero_tensors(nominal), learned)
-        self._held = [] if learned is None else (~learned).nonzero()[:, 0].tolist()
         self._ledger = _Ledger()
         self._slots: dict[int, Slot] = {}
         self._best = nominal.clone()
@@ -257,7 +256,7 @@ class MetaTrainer:
             "seed": shared.seed,
             "slots": self.config.slots,
             "outer": asdict(self.config.outer),
-            "weights that are not learned": self._held,
+            "weights that are not learned": (~self.outer.learned).nonzero()[:, 0].tolist(),
         }
         return json.loads(json.dumps(parts))
 

@@ -131,7 +131,7 @@ def score_once(
     context = _context(chosen, model, batches, loss, example_inputs, spec, train, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _scored(chosen, replace(context, kept=kept), kept)
+        return _scored(chosen, context, kept)
 
 
 def _score_of(score: str | Score) -> Score:

@@ -1,7 +1,7 @@
 """Strict records: pydantic models that forbid unknown keys and say which key was probably meant."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import (
@@ -15,6 +15,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from nfopt.errors import unknown_name
 from nfopt.recipe.source import Document, Fault, KeyPath, dotted
 
 Count = Annotated[int, Field(strict=True, ge=1)]
@@ -31,6 +32,18 @@ def _distinct_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Seeds = Annotated[tuple[Index, ...], Field(min_length=1), AfterValidator(_distinct_seeds)]
+
+
+def all_known(kind: str, known: Collection[str]) -> AfterValidator:
+    """Return the validator of a tuple of names of a `kind`: each must be in `known`."""
+
+    def check(names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in known:
+                raise ValueError(str(unknown_name(kind, name, known)))
+        return names
+
+    return AfterValidator(check)
 
 
 class Strict(BaseModel):

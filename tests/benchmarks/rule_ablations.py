@@ -1,8 +1,8 @@
 """What parts of the update rule are worth when it is meta-trained without them, and what more of it brings.
 
-Every variant is meta-trained from the nominal point by `recipes/meta_train.yaml` with fewer tasks and shorter
-steps (`SMALL`), all of one meta-seed on the same tasks and instances; its last Polyak average counts and
-nothing is selected. Scores are log ratios of final validation losses, the variant over the nominal
+Every variant is meta-trained from the nominal point by `recipes/meta_train.yaml` with fewer tasks and smaller
+outer steps (`SMALL`), all of one meta-seed on the same tasks and instances; its last Polyak average counts
+and nothing is selected. Scores are log ratios of final validation losses, the variant over the nominal
 optimizer, on trainings that are none of those: random ones of the family, and some of `meta_optimum.PANEL`,
 whose nets are wider and whose trainings are longer. Below 0 is better. What is in the file of results is not
 computed again.
@@ -91,7 +91,7 @@ def meta_train(group: Group, seed: int) -> list[list[float]]:
     assert isinstance(recipe, MetaTrainRecipe)
     rules = LearnedRules(group.config)
     nominal, layout = rules.init_theta(seed)
-    estimator = recipe.estimator.build()
+    estimator, family = recipe.estimator.build(), recipe.tasks()
     outers = []
     for lesions in group.lesions.values():
         left = left_by(lesions, layout)
@@ -99,7 +99,7 @@ def meta_train(group: Group, seed: int) -> list[list[float]]:
     for step in range(recipe.outer.outer_steps):
         gradients = torch.zeros(len(outers), len(nominal))
         for slot in range(recipe.slots):
-            task = Task.make(recipe.tasks().sample(generator(seed, "slot", slot, "episode", step, "task")))
+            task = Task.make(family.sample(generator(seed, "slot", slot, "episode", step, "task")))
             seeds = [derive_seed(seed, "slot", slot, "episode", step, i) for i in range(recipe.instances)]
             unroll = TruncatedUnroll(task, rules(task), layout, seeds * len(outers), recipe.objective)
             thetas = torch.cat([outer.theta.expand(recipe.instances, -1) for outer in outers])

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from nfopt.errors import unknown_name
 from nfopt.experiments import READERS, Fit, FitConfig, fit
 from nfopt.experiments.bench import Bench
 from nfopt.experiments.exhibits import exhibit
@@ -19,7 +18,7 @@ from nfopt.recipe.experiment.zoo import ZooSource
 from nfopt.recipe.inputs import DeviceName, device_of
 from nfopt.recipe.job import JobResult, Recipe, RunContext, job
 from nfopt.recipe.prune.options import digest
-from nfopt.recipe.strict import Count, NonNegative, Positive, Seeds, Strict
+from nfopt.recipe.strict import Count, NonNegative, Positive, Seeds, Strict, all_known
 from nfopt.zoo import Zoo
 
 
@@ -56,7 +55,7 @@ class ExperimentRecipe(Recipe):
 
     zoo: ZooSource
     task: TaskOptions
-    readers: Annotated[tuple[str, ...], Field(min_length=1)]
+    readers: Annotated[tuple[str, ...], Field(min_length=1), all_known("reader", READERS)]
     reference: str | None = None
     parameters: Count = 50_000
     fit: FitOptions
@@ -67,10 +66,7 @@ class ExperimentRecipe(Recipe):
 
     @field_validator("readers")
     @classmethod
-    def _are_known(cls, readers: tuple[str, ...]) -> tuple[str, ...]:
-        for name in readers:
-            if name not in READERS:
-                raise ValueError(str(unknown_name("reader", name, READERS)))
+    def _readers_are_distinct(cls, readers: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(readers)) < len(readers):
             raise ValueError("must be distinct.")
         return readers

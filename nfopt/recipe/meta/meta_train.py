@@ -6,12 +6,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue
 from safetensors.torch import load_file
 from torch import Tensor
 
 from nfopt.checkpoints import digest_of, save_checkpoint
-from nfopt.errors import RecipeError, unknown_name
+from nfopt.errors import RecipeError
 from nfopt.meta.backprop import TruncatedBackprop
 from nfopt.meta.estimator import ES, PES, GradientEstimator
 from nfopt.meta.family import TaskFamily
@@ -40,7 +40,7 @@ from nfopt.recipe.meta.heldout import (
 from nfopt.recipe.meta.task_families import FamilyRecipe
 from nfopt.recipe.processes import from_first, is_first, process_count
 from nfopt.recipe.records import record
-from nfopt.recipe.strict import Count, Fraction, Index, Positive, Strict
+from nfopt.recipe.strict import Count, Fraction, Index, Positive, Strict, all_known
 
 
 class EstimatorOptions(Strict):
@@ -99,8 +99,8 @@ class MetaTrainRecipe(FamilyRecipe):
     threads: Count = 1
     device: Literal["cpu", "cuda"] = "cpu"
     rule: Annotated[RuleConfig, record(RuleConfig)] = Field(default_factory=RuleConfig)
-    without: tuple[str, ...] = ()
-    only_reading: tuple[str, ...] = ()
+    without: Annotated[tuple[str, ...], all_known("lesion", LESIONS)] = ()
+    only_reading: Annotated[tuple[str, ...], all_known("tensor feature", TENSOR_FEATURES)] = ()
     start: str | None = None
     objective: Annotated[Objective, record(Objective)] = Field(default_factory=Objective)
     estimator: EstimatorOptions = Field(default_factory=EstimatorOptions)
@@ -111,22 +111,6 @@ class MetaTrainRecipe(FamilyRecipe):
     checkpoint_every: Count = 10
     selection: SelectionOptions = Field(default_factory=SelectionOptions)
     evaluation: EvaluationOptions | None = None
-
-    @field_validator("without")
-    @classmethod
-    def _parts_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in LESIONS:
-                raise ValueError(str(unknown_name("lesion", name, LESIONS)))
-        return names
-
-    @field_validator("only_reading")
-    @classmethod
-    def _features_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in TENSOR_FEATURES:
-                raise ValueError(str(unknown_name("tensor feature", name, TENSOR_FEATURES)))
-        return names
 
 
 def plan_meta_train(recipe: MetaTrainRecipe) -> list[str]:

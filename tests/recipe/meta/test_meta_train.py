@@ -190,6 +190,7 @@ def test_an_evaluation_of_the_nominal_point_needs_no_checkpoint(tmp_path: Path) 
         ({"objective": {"every": 0}}, "every >= 1"),
         ({"variants": {"x": {"share": 0.5, "family": {"widht": [5, 7]}}}}, "Did you mean 'widths'"),
         ({"variants": {"x": {"share": 0.5, "family": {"sources": ["cifar10"]}}}}, "held out"),
+        ({"only_reading": ["kernl"]}, "Did you mean 'kernel'"),
         ({"without": ["no tokns"]}, "Did you mean 'no tokens'"),
         ({"variants": {n: {"share": 0.7, "family": {}} for n in "ab"}}, "sum to 1.4"),
         ({"estimator": {"kind": "sgd"}}, "'es', 'pes' or 'backprop'"),
